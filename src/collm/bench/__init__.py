@@ -1,0 +1,1 @@
+"""Benchmarks: baselines, shaped links and reports."""

@@ -1,0 +1,69 @@
+"""Every bound and deadline in one place.
+
+Sizes are bytes, times are seconds. Whoever reads foreign bytes checks them against a
+`Limits` before taking memory for them; whoever waits, waits for one of its deadlines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one process; the defaults fit a 24 GiB machine and models up to a few billion."""
+
+    # wire
+    max_message_bytes: int = 8 * 2**20
+    max_rows_per_append: int = 1024
+    max_hidden_size: int = 32_768
+    max_draft_tokens: int = 256
+    max_text_bytes: int = 4096
+    """Longest string (fingerprint, reason, version) inside a message."""
+    max_token_id: int = 2**24
+    max_new_tokens: int = 1_000_000
+    max_stop_ids: int = 64
+    max_positions: int = 2**24
+    """Beyond any model's context; keeps position arithmetic far from overflow."""
+    max_layers: int = 4096
+
+    # link
+    max_queued_frames: int = 1024
+    max_queued_bytes: int = 64 * 2**20
+    """Frames and bytes waiting in one direction of one link before its sender has to wait."""
+
+    # sessions
+    max_sessions: int = 64
+    """Sessions one cloud process holds at once."""
+    kv_step: int = 256
+    """KV buffers grow in steps of this many positions."""
+    prefill_rows: int = 128
+    """Most rows in one call of a block."""
+
+    # files
+    max_manifest_bytes: int = 4 * 2**20
+    max_config_bytes: int = 4 * 2**20
+    max_prompt_bytes: int = 1 * 2**20
+    max_prompt_lines: int = 100_000
+    max_exit_bytes: int = 2**30
+
+    # deadlines
+    connect_seconds: float = 5.0
+    send_seconds: float = 10.0
+    """Longest wait for room when the other side of a link takes no frames."""
+    linger_seconds: float = 0.5
+    """How long closing a link waits for frames already sent (a Bye) to get out."""
+    keepalive_seconds: float = 20.0
+    """A silent link is probed this often; gRPC allows no less than 10."""
+    keepalive_timeout_seconds: float = 10.0
+    """A probe unanswered for this long means that the other side is dead."""
+    verdict_seconds: float = 60.0
+    """Longest wait for the answer to one Verify, or for the next token of a Generate."""
+    idle_seconds: float = 600.0
+    """A cloud session that says nothing for this long is closed."""
+    spawn_seconds: float = 60.0
+    """Longest wait for a cloud process of our own to come up."""
+    shutdown_seconds: float = 5.0
+
+
+DEFAULT_LIMITS = Limits()

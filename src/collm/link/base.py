@@ -1,0 +1,81 @@
+"""What a link is to its two users: the client that calls, and the service that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from collm.errors import CollmError
+
+
+class Link(Protocol):
+    """The client's end of one session. Safe to use from several threads."""
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; returns before it travels.
+
+        Waits only while the queue is full, at most `limits.send_seconds`. Raises `LinkError`
+        when the other side does not drain it, when the frame is over
+        `limits.max_message_bytes`, and when the link is closed or broken.
+        """
+        ...
+
+    def receive(self, timeout: float) -> bytes:
+        """The next frame.
+
+        Raises `LinkTimeout` after `timeout` seconds (the link stays usable) and `LinkError`
+        when the link is closed or broken; frames that arrived before a break come first.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let queued frames out for at most `limits.linger_seconds`, then end. Idempotent."""
+        ...
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of the frames accepted by `send`."""
+        ...
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of the frames returned by `receive`."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Conversation(Protocol):
+    """The service's end of one session; its methods never run at the same time."""
+
+    def receive(self, frame: bytes) -> Iterator[bytes]:
+        """Take one frame and yield the replies as they are made; may compute for long.
+
+        Any `CollmError` ends the session: the client gets `Service.refusal` of it. When the
+        client goes away, the iterator's `close` (if it has one) is called between replies.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back; called once, whatever ended the session."""
+        ...
+
+
+class Service(Protocol):
+    """What a cloud process offers to links."""
+
+    def open(self, peer: str) -> Conversation:
+        """A conversation for a new client; `peer` names it for logs."""
+        ...
+
+    def refusal(self, error: CollmError) -> bytes:
+        """The frame that tells a client why its session ends."""
+        ...

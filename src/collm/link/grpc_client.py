@@ -1,0 +1,169 @@
+"""The client's end of a session over gRPC.
+
+Two threads of a link move frames between its queues and the call: gRPC's own, which takes
+frames to send from an iterator, and a reader.
+
+Not covered: TLS, credentials, reconnecting after a break.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from collm.errors import LinkError, Unreachable
+from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link import refusals
+from collm.link.address import parse_address
+from collm.link.base import Link
+from collm.link.frames import FrameQueue
+from collm.link.grpc_options import PATH, client_options
+
+
+def connect(address: str, limits: Limits = DEFAULT_LIMITS) -> Link:
+    """A link to the cloud at `address` (`HOST:PORT`).
+
+    Raises `Unreachable` when the address is none, or when nobody answers there within
+    `limits.connect_seconds`; a cloud that comes up meanwhile is found.
+    """
+    try:
+        parse_address(address)
+    except ValueError as error:
+        raise Unreachable(str(error)) from error
+    link = _GrpcLink(address, limits)
+    try:
+        link.wait_until_answered()
+    except BaseException:
+        # Also after Ctrl-C: a link left open keeps its threads.
+        link.abandon()
+        raise
+    return link
+
+
+class _GrpcLink:
+    """See `base.Link`."""
+
+    def __init__(self, address: str, limits: Limits) -> None:
+        self._address = address
+        self._limits = limits
+        self._up = FrameQueue(limits)
+        self._down = FrameQueue(limits)
+        self._answered = threading.Event()
+        self._broken: str | None = None
+        # Any: grpc ships no types.
+        self._channel: Any = grpc.insecure_channel(address, client_options(limits))
+        # Without serializers gRPC hands bytes through as they are.
+        call = self._channel.stream_stream(
+            PATH, request_serializer=None, response_deserializer=None
+        )
+        # Until it is answered, the call outlives failed attempts to connect.
+        self._call: Any = call(self._outgoing(), wait_for_ready=True)
+        self._reader = threading.Thread(target=self._read, name="collm-grpc-reader", daemon=True)
+        self._reader.start()
+
+    def wait_until_answered(self) -> None:
+        """Return when a cloud has taken the call. Raises `Unreachable`."""
+        # A server sends its first headers when it takes a call, before any frame: one that
+        # accepts connections and then hangs is found out here, and not by a first Hello.
+        answered = self._answered.wait(self._limits.connect_seconds)
+        if answered and self._broken is None:
+            return
+        told = f" ({self._broken})" if self._broken else ""
+        raise Unreachable(
+            f"no CoLLM cloud answers at {self._address} within "
+            f"{self._limits.connect_seconds:g} s{told}; "
+            f"start one with: collm cloud ARTIFACT --listen {self._address}"
+        )
+
+    def abandon(self) -> None:
+        """Close without letting anything out."""
+        self._end()
+
+    def send(self, frame: bytes) -> None:
+        self._up.put(frame, self._limits.send_seconds)
+
+    def receive(self, timeout: float) -> bytes:
+        return self._down.get(timeout)
+
+    def close(self) -> None:
+        # The end of `_outgoing` tells the server that nothing more comes; a server that is
+        # not computing then ends the call, and the reader with it.
+        self._up.close(refusals.CLOSED_HERE)
+        self._reader.join(self._limits.linger_seconds)
+        self._end()
+
+    def _end(self) -> None:
+        self._up.close(refusals.CLOSED_HERE, discard=True)
+        self._down.close(refusals.CLOSED_HERE, discard=True)
+        self._call.cancel()
+        self._channel.close()
+        self._reader.join(self._limits.shutdown_seconds)
+
+    @property
+    def bytes_up(self) -> int:
+        return self._up.bytes_in
+
+    @property
+    def bytes_down(self) -> int:
+        return self._down.bytes_out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _outgoing(self) -> Iterator[bytes]:
+        while True:
+            try:
+                frame = self._up.get(None)
+            except LinkError:
+                return
+            yield frame
+
+    def _read(self) -> None:
+        """Move frames from the call to the queue until the call ends."""
+        why = refusals.SESSION_OVER
+        try:
+            self._call.initial_metadata()
+            # Returns at the call's end too, answered or not.
+            if self._call.is_active():
+                self._answered.set()
+            for frame in self._call:
+                # Waits while nobody takes frames, so that gRPC's flow control stops the
+                # server instead of this process filling up.
+                self._down.put(frame, None)
+        except grpc.RpcError as error:
+            why = self._explain(error)
+            if not self._answered.is_set():
+                self._broken = why
+        except LinkError:
+            why = refusals.CLOSED_HERE
+        finally:
+            self._down.close(why)
+            # Frames not sent yet have nowhere to go.
+            self._up.close(why, discard=True)
+            self._answered.set()
+
+    def _explain(self, error: Any) -> str:
+        code = error.code()
+        details = " ".join(str(error.details() or "no details").split())[:200]
+        match code:
+            case grpc.StatusCode.UNAVAILABLE:
+                return f"the link to {self._address} broke: {details}"
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return f"the server at {self._address} is no CoLLM cloud: {details}"
+            case grpc.StatusCode.CANCELLED:
+                return f"the call to {self._address} was cancelled"
+            case _:
+                name = "unknown" if code is None else code.name.lower()
+                return f"the link to {self._address} failed ({name}): {details}"

@@ -1,0 +1,180 @@
+"""The cloud's end of sessions over gRPC: an asyncio server around a `Service`.
+
+The event loop only moves frames. All computing, opening and closing of conversations runs on
+one executor, a reply a turn, so that sessions interleave token by token (`turns.py`).
+
+Not covered: TLS, credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from collm.errors import LinkError
+from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link import refusals
+from collm.link.address import parse_address
+from collm.link.base import Service
+from collm.link.frames import check_frame
+from collm.link.grpc_options import METHOD, SERVICE, server_options
+from collm.link.turns import Turns, refusal_frame
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(
+    service: Service, listen: str, limits: Limits = DEFAULT_LIMITS, workers: int = 1
+) -> Server:
+    """A running server on `listen` (`HOST:PORT`, port 0 takes a free one).
+
+    `workers` conversations compute at once. Raises `LinkError` when the address is none or
+    cannot be listened on.
+    """
+    try:
+        host, _ = parse_address(listen, any_port=True)
+    except ValueError as error:
+        raise LinkError(str(error)) from error
+    server = Server(service, limits, workers)
+    try:
+        await server._start(host, listen)
+    except BaseException:
+        await server.stop(grace=0)
+        raise
+    return server
+
+
+class Server:
+    """A running server; made by `serve`. Use it in the event loop that made it."""
+
+    def __init__(self, service: Service, limits: Limits, workers: int) -> None:
+        self.address = ""
+        """Where it listens, with the port it got."""
+        self.port = 0
+        self._service = service
+        self._limits = limits
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="collm-compute")
+        self._live: set[Turns] = set()
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drained = asyncio.Event()
+        # Any: grpc ships no types.
+        self._grpc: Any = grpc.aio.server(options=server_options(limits))
+
+    @property
+    def sessions(self) -> int:
+        """Sessions open now."""
+        return len(self._live)
+
+    async def wait(self) -> None:
+        """Return when the server has been stopped."""
+        await self._grpc.wait_for_termination()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """End all sessions: idle ones at once, computing ones after their turn. Idempotent.
+
+        What is not over after `grace` seconds (default `limits.shutdown_seconds`) is cut off.
+        """
+        if not self._stopping.done():
+            self._stopping.set_result(None)
+        await self._grpc.stop(self._limits.shutdown_seconds if grace is None else grace)
+        try:
+            if self._live:
+                await asyncio.wait_for(self._drained.wait(), self._limits.shutdown_seconds)
+        except TimeoutError:
+            logger.warning("%d computations did not end and are left behind", len(self._live))
+        self._executor.shutdown(wait=not self._live, cancel_futures=True)
+
+    async def _start(self, host: str, listen: str) -> None:
+        handler = grpc.stream_stream_rpc_method_handler(self._session)
+        self._grpc.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+        )
+        try:
+            self.port = self._grpc.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise LinkError(
+                f"cannot listen on {listen}: the port is taken or the address is not this "
+                "machine's; choose another with --listen HOST:PORT"
+            ) from error
+        self.address = f"{host}:{self.port}"
+        await self._grpc.start()
+
+    async def _session(self, _requests: Any, context: Any) -> None:
+        """One session, until either side ends it."""
+        peer = str(context.peer())
+        await context.send_initial_metadata(())  # tells the client that the call was taken
+        if len(self._live) >= self._limits.max_sessions:
+            await self._refuse(context, refusals.busy(self._limits), peer)
+            return
+        turns = Turns(self._service, peer, self._executor)
+        self._live.add(turns)
+        self._drained.clear()
+        try:
+            await asyncio.wrap_future(turns.open())
+            while (frame := await self._read(context)) is not None:
+                reply = await asyncio.wrap_future(turns.begin(frame))
+                while reply is not None:
+                    await self._write(context, reply)
+                    self._check_running()
+                    reply = await asyncio.wrap_future(turns.advance())
+        except Exception as error:  # noqa: BLE001 - reported by `_refuse`
+            if not context.cancelled():
+                await self._refuse(context, error, peer)
+        finally:
+            # Reached by cancellation too, when the client is gone: then this is the only
+            # thing still done for it. A second cancellation must not stop it.
+            await asyncio.shield(asyncio.ensure_future(self._close(turns)))
+
+    async def _close(self, turns: Turns) -> None:
+        try:
+            await asyncio.wrap_future(turns.close())
+        finally:
+            self._live.discard(turns)
+            if not self._live:
+                self._drained.set()
+
+    async def _read(self, context: Any) -> bytes | None:
+        """The client's next frame; None when it has said that no more will come."""
+        reading = asyncio.ensure_future(context.read())
+        try:
+            await asyncio.wait(
+                {reading, self._stopping},
+                timeout=self._limits.idle_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            # A read given up ends with the call, with an error nobody is there to take.
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if not reading.done():
+            self._check_running()
+            raise refusals.idle(self._limits)
+        frame = reading.result()
+        return None if frame is grpc.aio.EOF else bytes(frame)
+
+    def _check_running(self) -> None:
+        if self._stopping.done():
+            raise refusals.stopping()
+
+    async def _write(self, context: Any, frame: bytes) -> None:
+        check_frame(frame, self._limits)
+        try:
+            await asyncio.wait_for(context.write(frame), self._limits.send_seconds)
+        except TimeoutError:
+            raise LinkError(
+                f"the client took no frame for {self._limits.send_seconds:g} s"
+            ) from None
+        except Exception as error:
+            # gRPC says so in several ways, some before and some after this task's cancellation.
+            raise LinkError("the client is gone") from error
+
+    async def _refuse(self, context: Any, error: Exception, peer: str) -> None:
+        frame = refusal_frame(self._service, error, peer)
+        if frame is not None:
+            try:
+                await asyncio.wait_for(context.write(frame), self._limits.send_seconds)
+            except Exception:  # noqa: BLE001 - gRPC says so in several ways
+                return  # the client is gone or takes nothing: nobody is left to tell

@@ -1,0 +1,1 @@
+"""Checkpoints in, artifacts out: read, build and store models. No network."""

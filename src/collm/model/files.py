@@ -1,0 +1,48 @@
+"""Hashes and atomic folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from collm.model.manifest import FileEntry
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Digest and size of a file."""
+    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place at the end, or vanishes.
+
+    An interrupted build leaves at most a hidden `.NAME.partial-*`, never something that looks
+    like the finished folder. An existing `out` is replaced by one rename.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+            os.rename(out, old / "folder")
+            os.rename(scratch, out)
+            shutil.rmtree(old)
+        else:
+            os.rename(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

@@ -1,0 +1,183 @@
+"""`manifest.json`: what an artifact is made of. Everything else is found through it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from collm.errors import ArtifactError
+from collm.limits import DEFAULT_LIMITS
+from collm.model.architecture import Architecture
+
+FORMAT, VERSION = "collm-artifact", 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of the artifact; the name is relative to its folder."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockEntry:
+    """Layers [first, last) in one graph; its weights are in the `.data` file of the same stem."""
+
+    first: int
+    last: int
+    graph: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEntry:
+    """An unembedding. `ids` is a file of int32 token ids where it covers only a shortlist."""
+
+    graph: str
+    vocabulary: int
+    ids: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingEntry:
+    """The input embedding, read row by row: int8 rows with block scales, or float32 rows."""
+
+    file: str
+    bits: int
+    q_offset: int
+    scale_offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitEntry:
+    """An exit at a cut: optional adapter graph, norm, a head, and its calibration."""
+
+    cut: int
+    kind: str
+    """`identity`, `linear` or `layer`."""
+    norm: str
+    head: str
+    graph: str | None = None
+    layers: int = 0
+    window: int = 0
+    temperature: float = 1.0
+    trained: bool = False
+    training: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole artifact. `heads["full"]` is the model's own unembedding."""
+
+    name: str
+    architecture: Architecture
+    weights: str
+    cuts: tuple[int, ...]
+    blocks: tuple[BlockEntry, ...]
+    heads: Mapping[str, HeadEntry]
+    embedding: EmbeddingEntry
+    final_norm: str
+    chat_template: str | None
+    bos_token: str
+    eos_token: str
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    source_sha256: str
+    exits: tuple[ExitEntry, ...] = ()
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the text. Exits only decide the speed and are left out."""
+        data = self.to_json()
+        kept = {"blocks", "heads/full", "embedding", "final_norm", "tokenizer.json"}
+        files = {
+            name: entry["sha256"]
+            for name, entry in data["files"].items()
+            if any(name == k or name.startswith((f"{k}/", f"{k}.")) for k in kept)
+        }
+        keys = ("architecture", "weights", "cuts", "blocks", "embedding")
+        text = json.dumps([{k: data[k] for k in keys}, files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def exit_at(self, cut: int) -> ExitEntry | None:
+        """The exit at `cut`, if there is one."""
+        return next((entry for entry in self.exits if entry.cut == cut), None)
+
+    def with_exit(self, entry: ExitEntry) -> Manifest:
+        """The same artifact with `entry` in place of whatever its cut had."""
+        others = [old for old in self.exits if old.cut != entry.cut]
+        return replace(self, exits=tuple(sorted([*others, entry], key=lambda e: e.cut)))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, without the fingerprint."""
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` atomically; it is what makes a folder an artifact."""
+        data = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        scratch = folder / f".{MANIFEST}.{os.getpid()}"
+        scratch.write_text(json.dumps(data | self.to_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(scratch, folder / MANIFEST)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check `manifest.json`. Raises ArtifactError with one clear line."""
+        data = _read_json(folder)
+        if data.get("format") != FORMAT:
+            raise ArtifactError(f"{folder}: {MANIFEST} is not a CoLLM artifact's")
+        if data.get("version") != VERSION:
+            raise ArtifactError(
+                f"{folder}: artifact version {data.get('version')!r}, this software reads "
+                f"{VERSION}; build it again"
+            )
+        try:
+            made = cls._from(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{folder}: {MANIFEST} is damaged ({error})") from None
+        for name in made.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ArtifactError(f"{folder}: {MANIFEST} names a file outside ({name})")
+        if made.fingerprint != data.get("fingerprint"):
+            raise ArtifactError(
+                f"{folder}: {MANIFEST} does not match its own fingerprint; it was edited or "
+                "damaged, build it again"
+            )
+        return made
+
+    @classmethod
+    def _from(cls, data: Mapping[str, Any]) -> Manifest:
+        fields = {k: v for k, v in data.items() if k not in ("format", "version", "fingerprint")}
+        fields["architecture"] = Architecture.from_json(data["architecture"])
+        fields["cuts"] = tuple(int(cut) for cut in data["cuts"])
+        fields["blocks"] = tuple(BlockEntry(**b) for b in data["blocks"])
+        fields["heads"] = {k: HeadEntry(**h) for k, h in data["heads"].items()}
+        fields["embedding"] = EmbeddingEntry(**data["embedding"])
+        fields["eos_ids"] = tuple(int(i) for i in data["eos_ids"])
+        fields["exits"] = tuple(ExitEntry(**e) for e in data["exits"])
+        fields["files"] = {k: FileEntry(**f) for k, f in data["files"].items()}
+        return cls(**fields)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise ArtifactError(f"{folder}: no such folder; make an artifact with: collm build")
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: not an artifact (no {MANIFEST}); make one with: collm build")
+    if path.stat().st_size > DEFAULT_LIMITS.max_manifest_bytes:
+        raise ArtifactError(f"{path}: larger than {DEFAULT_LIMITS.max_manifest_bytes} bytes")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    return data

@@ -1,0 +1,102 @@
+"""Choosing, per matrix, the form in which an artifact keeps a checkpoint's weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from collm.errors import SourceError
+from collm.model.layers import LayerWeights, Matrix
+from collm.model.quantize import BLOCK, Quantised, concatenate, quantise_int4, quantise_int8
+from collm.model.sources.base import Checkpoint
+
+F32 = npt.NDArray[np.float32]
+
+WEIGHTS = ("int4", "int8", "fp32")
+
+
+class Packer:
+    """Reads a checkpoint matrix by matrix and packs it as `weights` says.
+
+    int4 keeps 4-bit source matrices exactly, rounds float ones, and takes int8 for whatever the
+    source holds in 5 to 8 bits, so that it never adds an error to an already quantised matrix
+    that int8 would not. The embedding is int8 in both.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, weights: str) -> None:
+        if weights not in WEIGHTS:
+            raise SourceError(f"weights {weights!r}: expected one of {', '.join(WEIGHTS)}")
+        self._checkpoint = checkpoint
+        self._weights = weights
+
+    def layer(self, layer: int) -> LayerWeights:
+        """All weights of one decoder layer."""
+        p = f"model.layers.{layer}"
+        arch, attention, mlp = self._checkpoint.architecture, f"{p}.self_attn", f"{p}.mlp"
+        # Gemma has four norms; its `post_attention_layernorm` is another one than Llama's.
+        norm_2 = "pre_feedforward_layernorm" if arch.post_norms else "post_attention_layernorm"
+        return LayerWeights(
+            qkv=self._matrix([f"{attention}.{x}_proj.weight" for x in "qkv"]),
+            qkv_bias=self._bias([f"{attention}.{x}_proj.bias" for x in "qkv"]),
+            o=self._matrix([f"{attention}.o_proj.weight"]),
+            gate_up=self._matrix([f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"]),
+            down=self._matrix([f"{mlp}.down_proj.weight"]),
+            norm_1=self.norm(f"{p}.input_layernorm.weight"),
+            norm_2=self.norm(f"{p}.{norm_2}.weight"),
+            q_norm=self.norm(f"{attention}.q_norm.weight") if arch.qk_norm else None,
+            k_norm=self.norm(f"{attention}.k_norm.weight") if arch.qk_norm else None,
+            post_norm_1=self._post_norm(f"{p}.post_attention_layernorm.weight"),
+            post_norm_2=self._post_norm(f"{p}.post_feedforward_layernorm.weight"),
+        )
+
+    def norm(self, name: str) -> F32:
+        """A norm's weight as it is applied."""
+        return self._checkpoint.floats(name) + np.float32(self._checkpoint.norm_offset)
+
+    def embedding(self) -> Matrix:
+        """[vocabulary, d], int8 or float32."""
+        return self._eight_bits(["model.embed_tokens.weight"])
+
+    def unembedding(self) -> Matrix:
+        """[vocabulary, d], int8 or float32; the embedding where the two are tied."""
+        if self._checkpoint.architecture.tied:
+            return self.embedding()
+        return self._eight_bits(["lm_head.weight"])
+
+    def _post_norm(self, name: str) -> F32 | None:
+        return self.norm(name) if self._checkpoint.architecture.post_norms else None
+
+    def _bias(self, names: list[str]) -> F32 | None:
+        if not self._checkpoint.has(names[0]):
+            return None
+        return np.concatenate([self._checkpoint.floats(name) for name in names])
+
+    def _matrix(self, names: list[str]) -> Matrix:
+        if self._weights != "int4":
+            return self._eight_bits(names)
+        packed = [self._checkpoint.quantised(name) for name in names]
+        exact = [part for part in packed if part is not None and part.bits == 4]
+        if len(exact) == len(names):
+            return concatenate(exact)
+        if any(self._checkpoint.is_quantised(name) for name in names):
+            return self._eight_bits(names)
+        return quantise_int4(self._floats(names))
+
+    def _eight_bits(self, names: list[str]) -> Matrix:
+        if self._weights == "fp32":
+            return np.concatenate([self._checkpoint.floats(name) for name in names])
+        parts: list[Quantised] = []
+        for name in names:
+            exact = self._checkpoint.quantised(name)
+            keep = exact is not None and exact.bits == 8
+            parts.append(exact if exact and keep else quantise_int8(self._floats([name])))
+        return concatenate(parts)
+
+    def _floats(self, names: list[str]) -> F32:
+        floats = np.concatenate([self._checkpoint.floats(name) for name in names])
+        if floats.shape[1] % BLOCK:
+            raise SourceError(
+                f"{names[0]}: {floats.shape[1]} inputs are no multiple of {BLOCK}, as quantised "
+                "weights need; build with --weights fp32"
+            )
+        return floats

@@ -1,0 +1,106 @@
+"""Text to ids and back, and the model's chat template (rendered in Jinja's sandbox).
+
+Not covered: tool calls and images in templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers.decoders import DecodeStream
+
+from collm.errors import ArtifactError, PromptError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """What an artifact stores of a tokenizer."""
+
+    tokenizer_json: str
+    """The `tokenizers` library's own serialisation."""
+    chat_template: str | None
+    bos_token: str
+    eos_token: str
+    bos_id: int | None
+    """Put before every plain prompt; None where the model wants none."""
+    eos_ids: tuple[int, ...]
+
+
+Message = Mapping[str, str]
+
+
+class Tokenizer:
+    """The running form of TokenizerFiles."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        try:
+            self._hub = HubTokenizer.from_str(files.tokenizer_json)
+        except Exception as error:  # the Rust side raises bare Exceptions
+            raise ArtifactError(f"the tokenizer file cannot be read: {error}") from None
+        self._files = files
+        self.eos_ids = frozenset(files.eos_ids)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` can be used."""
+        return self._files.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, after the model's begin-of-sequence token where it wants one."""
+        ids: list[int] = self._hub.encode(text, add_special_tokens=False).ids
+        return ids if self._files.bos_id is None else [self._files.bos_id, *ids]
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation up to where the assistant's answer begins.
+
+        Raises PromptError where the template refuses the messages.
+        """
+        ids: list[int] = self._hub.encode(self.render(messages), add_special_tokens=False).ids
+        return ids
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as the template writes it."""
+        if self._files.chat_template is None:
+            raise PromptError("this model has no chat template; give a plain prompt (--raw)")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            template = environment.from_string(self._files.chat_template)
+            return template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                bos_token=self._files.bos_token,
+                eos_token=self._files.eos_token,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise PromptError(f"the chat template refuses these messages: {error}") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, special tokens left out."""
+        text: str = self._hub.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def stream(self) -> TextStream:
+        """Text piece by piece, never half a character."""
+        return TextStream(self._hub)
+
+
+class TextStream:
+    """Feeds ids one at a time, gives the text that is certain so far."""
+
+    def __init__(self, hub: HubTokenizer) -> None:
+        self._hub = hub
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        """The new text, empty while a character is incomplete or the token is special."""
+        return self._stream.step(self._hub, token_id) or ""
+
+
+def _refuse(message: Any) -> str:
+    raise jinja2.TemplateError(str(message))

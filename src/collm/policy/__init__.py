@@ -1,0 +1,1 @@
+"""Exit criteria, controller, planner and cost model: pure functions, no I/O."""

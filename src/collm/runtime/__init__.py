@@ -1,0 +1,1 @@
+"""Running blocks: stages, their caches, and the engines that compute them."""

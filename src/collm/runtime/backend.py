@@ -1,0 +1,77 @@
+"""What a Stage asks of an engine. ONNX Runtime is the one there is; others fit in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from collm.model.architecture import Architecture
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The two likeliest tokens of one row, ids as the head counts them."""
+
+    first: int
+    first_prob: float
+    second: int
+    second_prob: float
+
+
+class Cache(Protocol):
+    """The keys and values of one session in one chain, grown as needed."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes reserved."""
+        ...
+
+
+class Chain(Protocol):
+    """Consecutive decoder layers, loaded once and shared by all sessions."""
+
+    def new_cache(self) -> Cache:
+        """An empty cache."""
+        ...
+
+    def run(self, hidden_states: F32, cache: Cache, position: int) -> F32:
+        """Rows for positions `position`, `position` + 1, … through the layers.
+
+        hidden_states: float32 [rows, d]. Returns float32 [rows, d], the caller's to keep.
+        Writes the cache at these positions; what stood there or beyond is void.
+        """
+        ...
+
+
+class Head(Protocol):
+    """A norm and an unembedding."""
+
+    def logits(self, hidden_states: F32, norm: F32) -> F32:
+        """float32 [rows, d] -> float32 [rows, vocabulary of the head]."""
+        ...
+
+    def top(self, hidden_states: F32, norm: F32, temperature: float) -> Top:
+        """The best two of the one row in hidden_states, with calibrated probabilities."""
+        ...
+
+
+class Backend(Protocol):
+    """Loads graphs."""
+
+    def chain(self, graph: Path, arch: Architecture) -> Chain:
+        """Load a chain of layers."""
+        ...
+
+    def head(self, graph: Path, confidence: Path) -> Head:
+        """Load a head, and the graph that reads a confidence from its logits."""
+        ...
+
+    def close(self) -> None:
+        """Free everything loaded."""
+        ...

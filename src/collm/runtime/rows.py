@@ -1,0 +1,49 @@
+"""A window of hidden states that are still wanted, addressed by position."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+
+
+class RowBuffer:
+    """float32 rows of positions [first, end); grows at the end, is dropped at the start."""
+
+    def __init__(self, width: int) -> None:
+        self._data: F32 = np.empty((16, width), dtype=np.float32)
+        self.first = 0
+        self.end = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes reserved."""
+        return self._data.nbytes
+
+    def append(self, rows: F32) -> None:
+        """Add rows for the positions from `end` on."""
+        held, more = self.end - self.first, len(rows)
+        if held + more > len(self._data):
+            grown = np.empty((max(held + more, 2 * held), self._data.shape[1]), dtype=np.float32)
+            grown[:held] = self._data[:held]
+            self._data = grown
+        self._data[held : held + more] = rows
+        self.end += more
+
+    def take(self, start: int, end: int) -> F32:
+        """A view of positions [start, end); valid until the next append or drop."""
+        assert self.first <= start <= end <= self.end, (self.first, start, end, self.end)
+        return self._data[start - self.first : end - self.first]
+
+    def crop(self, position: int) -> None:
+        """Forget positions from `position` on."""
+        self.end = min(self.end, max(position, self.first))
+
+    def drop_before(self, position: int) -> None:
+        """Forget positions before `position`."""
+        gone = min(position, self.end) - self.first
+        if gone > 0:
+            held = self.end - self.first - gone
+            self._data[:held] = self._data[gone : gone + held].copy()
+            self.first += gone

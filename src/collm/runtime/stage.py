@@ -1,0 +1,219 @@
+"""A stage: the running form of a run of blocks.
+
+`Stage` holds the weights, `StageSession` one conversation's state. A session takes token ids
+or hidden states for consecutive positions, runs what is pending no deeper than it is asked
+to, and answers with hidden states, exit guesses or logits::
+
+    session.append_ids(prompt)      # nothing computed yet
+    session.exit_at(5)              # runs layers 0-4 for all pending positions, then the exit
+    session.hidden_at(15, 0)        # runs layers 5-14, returns rows from position 0 on
+    session.crop(12)                # forget positions from 12 on
+
+Exact mode follows the two-row rule: a lone row is padded with a throw-away one, because ONNX
+Runtime computes a single row with other kernels than several. Exits guess; they always run
+unpadded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from collm.errors import ContextFull, PlacementError
+from collm.limits import DEFAULT_LIMITS, Limits
+from collm.model.artifact import Artifact
+from collm.model.vocabulary import CONFIDENCE
+from collm.runtime.backend import Backend, Cache, Chain, Head
+from collm.runtime.exits import ExitHead, ExitResult, ExitSession
+from collm.runtime.onnx_backend import OnnxBackend
+from collm.runtime.rows import RowBuffer
+
+F32 = npt.NDArray[np.float32]
+
+
+class Stage:
+    """The blocks of `layers`, loaded; the exits asked for; the head where it is the last stage.
+
+    Raises PlacementError where `layers` does not begin and end at cuts, ArtifactError where a
+    file is missing or damaged. Files of other blocks are never opened.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        layers: range,
+        *,
+        exits: Sequence[int] = (),
+        threads: int = 1,
+        exact: bool = True,
+        limits: Limits = DEFAULT_LIMITS,
+        backend: Backend | None = None,
+    ) -> None:
+        arch = artifact.architecture
+        self.artifact = artifact
+        self.architecture = arch
+        self.layers = layers
+        self.exact = exact
+        self.limits = limits
+        entries = artifact.blocks(layers)
+        self._backend = backend or OnnxBackend(arch, threads, limits)
+        self.bounds = (layers.start, *(block.last for block in entries))
+        self.chains = [
+            self._backend.chain(artifact.graph(block.graph), arch) for block in entries
+        ]
+        self._embedding = artifact.embedding() if layers.start == 0 else None
+        entries_at = artifact.exits(tuple(exits), layers.stop)
+        heads = {entry.head: self._load_head(entry.head) for entry in entries_at}
+        self.exits = {
+            entry.cut: ExitHead(artifact, entry, self._backend, heads[entry.head])
+            for entry in entries_at
+        }
+        self.is_last = layers.stop == arch.layers
+        if self.is_last:
+            self._head = heads.get("full") or self._load_head("full")
+            self._norm = artifact.floats(artifact.manifest.final_norm)
+
+    def _load_head(self, name: str) -> Head:
+        graph = self.artifact.graph(self.artifact.manifest.heads[name].graph)
+        return self._backend.head(graph, self.artifact.graph(CONFIDENCE))
+
+    def open(self, start: int | None = None) -> StageSession:
+        """A new session that begins at layer `start` (default: the first of this stage)."""
+        start = self.layers.start if start is None else start
+        if start not in self.bounds:
+            raise PlacementError(
+                f"a session from layer {start}: this stage can begin at "
+                f"{', '.join(map(str, self.bounds))}"
+            )
+        return StageSession(self, start)
+
+    def embed(self, ids: Sequence[int]) -> F32:
+        """Input embeddings, float32 [len(ids), d]."""
+        if self._embedding is None:
+            raise PlacementError(f"a stage that begins at layer {self.layers.start} takes no ids")
+        rows = self._embedding.floats(np.asarray(ids, dtype=np.int64))
+        if self.architecture.embedding_scale != 1.0:
+            rows = rows * np.float32(self.architecture.embedding_scale)
+        return rows
+
+    def logits(self, hidden_states: F32) -> F32:
+        """Final norm and head: float32 [rows, d] -> float32 [rows, vocabulary]."""
+        if not self.is_last:
+            raise PlacementError(f"layers up to {self.layers.stop} are not the end of the model")
+        if self.exact and len(hidden_states) == 1:
+            return self._head.logits(np.repeat(hidden_states, 2, axis=0), self._norm)[:1]
+        return self._head.logits(hidden_states, self._norm)
+
+    def run_chain(self, chain: Chain, cache: Cache, rows: F32, position: int) -> F32:
+        """Rows through one chain in bounded calls, never a lone row in exact mode."""
+        most, made = self.limits.prefill_rows, []
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            if self.exact and len(part) == 1:
+                pair = np.repeat(part, 2, axis=0)
+                made.append(chain.run(pair, cache, position + start)[:1])
+            else:
+                made.append(chain.run(part, cache, position + start))
+        return made[0] if len(made) == 1 else np.concatenate(made)
+
+
+class StageSession:
+    """One conversation in a stage. Not for use by several threads at once."""
+
+    def __init__(self, stage: Stage, start: int) -> None:
+        self.stage = stage
+        self.position = 0
+        """Positions appended so far."""
+        first = stage.bounds.index(start)
+        self._bounds = stage.bounds[first:]
+        self._chains = stage.chains[first:]
+        self._caches = [chain.new_cache() for chain in self._chains]
+        self._done = [0] * len(self._chains)
+        width = stage.architecture.hidden_size
+        self._rows = {bound: RowBuffer(width) for bound in self._bounds}
+        self._exits = {
+            cut: ExitSession(exit_head)
+            for cut, exit_head in stage.exits.items()
+            if cut in self._rows
+        }
+
+    @property
+    def max_positions(self) -> int:
+        """The model's context length."""
+        return self.stage.architecture.context_length
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by caches and pending rows."""
+        caches = [*self._caches, *(e.cache for e in self._exits.values())]
+        return sum(c.bytes for c in caches) + sum(r.bytes for r in self._rows.values())
+
+    def append_ids(self, ids: Sequence[int]) -> None:
+        """Add token ids for the next positions. Raises ContextFull."""
+        self.append_hidden(self.stage.embed(ids))
+
+    def append_hidden(self, rows: F32) -> None:
+        """Add hidden states float32 [n, d] for the next positions. Raises ContextFull."""
+        if self.position + len(rows) > self.max_positions:
+            raise ContextFull(
+                f"the model's context of {self.max_positions} positions is full"
+            )
+        self._rows[self._bounds[0]].append(rows)
+        self.position += len(rows)
+
+    def run(self, layer: int) -> None:
+        """Run every pending position up to the boundary `layer`."""
+        for i, chain in enumerate(self._chains):
+            if self._bounds[i] >= layer:
+                break
+            pending = self._rows[self._bounds[i]].take(self._done[i], self.position)
+            if len(pending):
+                made = self.stage.run_chain(chain, self._caches[i], pending, self._done[i])
+                self._done[i] = self.position
+                self._rows[self._bounds[i + 1]].append(made)
+                self._forget(i)
+
+    def hidden_at(self, layer: int, first: int) -> F32:
+        """Hidden states after `layer` layers, positions [first, position): float32 [n, d]."""
+        self.run(layer)
+        return self._rows[layer].take(first, self.position).copy()
+
+    def exit_at(self, cut: int) -> ExitResult:
+        """What the exit at `cut` makes of the last position."""
+        self.run(cut)
+        return self._exits[cut].result(self._rows[cut], self.position)
+
+    def exit_logits(self, cut: int) -> F32:
+        """The exit's logits for the last position, float32 [vocabulary], −inf where unknown."""
+        self.run(cut)
+        return self._exits[cut].logits(self._rows[cut], self.position)
+
+    def logits(self, first: int) -> F32:
+        """The model's logits for positions [first, position): float32 [n, vocabulary]."""
+        return self.stage.logits(self.hidden_at(self.stage.layers.stop, first))
+
+    def crop(self, position: int) -> None:
+        """Forget every position from `position` on."""
+        self.position = min(self.position, position)
+        self._done = [min(done, position) for done in self._done]
+        for rows in self._rows.values():
+            rows.crop(position)
+        for exit_session in self._exits.values():
+            exit_session.crop(position)
+
+    def close(self) -> None:
+        """Free the caches."""
+        self._caches.clear()
+        self._rows.clear()
+        self._exits.clear()
+
+    def _forget(self, i: int) -> None:
+        """Drop the rows before block i that no block and no exit will ask for again."""
+        bound = self._bounds[i]
+        wanted = self._done[i]
+        if bound in self._exits:
+            wanted = min(wanted, self._exits[bound].done)
+        # A crop may go back, but never before what was run: those rows are in the cache.
+        self._rows[bound].drop_before(min(wanted, self.position - 1))

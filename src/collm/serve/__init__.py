@@ -1,0 +1,1 @@
+"""Processes that serve: the cloud server and, later, the HTTP API."""

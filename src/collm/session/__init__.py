@@ -1,0 +1,1 @@
+"""One conversation across edge and cloud."""

@@ -1,0 +1,141 @@
+"""Row codecs: hidden states to the bytes of a wire format and back.
+
+A new format is one more `RowCodec` in `_CODECS`. All formats are little-endian and row-major,
+and a format's rows all take the same number of bytes, so that a payload's length is known
+from its shape before memory is taken.
+
+Not covered: compression across rows or positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from collm.errors import ProtocolError
+from collm.limits import Limits
+from collm.wire.messages import Rows
+
+_F32: Final = np.dtype("<f4")
+_FRAME_OVERHEAD: Final = 1024
+"""Room in a frame for the fields of an Append besides its ids and rows; under 100 are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCodec:
+    """One wire format."""
+
+    row_bytes: Callable[[int], int]
+    """Bytes of one row of so many values; 0 for a format without rows."""
+    encode: Callable[[Rows], bytes]
+    """f32 [n, hidden], finite, to `n * row_bytes(hidden)` bytes."""
+    decode: Callable[[bytes, int, int], Rows]
+    """Payload of the right length, rows, hidden to f32 [rows, hidden]."""
+
+
+def _decode_f32(payload: bytes, rows: int, hidden: int) -> Rows:
+    view = np.frombuffer(payload, dtype=_F32).reshape(rows, hidden)
+    # A view of the payload where the machine is little-endian, a copy elsewhere.
+    return view.astype(np.float32, copy=False)
+
+
+_CODECS: Final[dict[str, RowCodec]] = {
+    "ids": RowCodec(
+        row_bytes=lambda hidden: 0,
+        encode=lambda rows: b"",
+        decode=lambda payload, rows, hidden: np.empty((rows, 0), dtype=np.float32),
+    ),
+    "f32": RowCodec(
+        row_bytes=lambda hidden: hidden * _F32.itemsize,
+        encode=lambda rows: rows.astype(_F32, copy=False).tobytes(),
+        decode=_decode_f32,
+    ),
+}
+
+WIRE_FORMATS: Final = tuple(_CODECS)
+"""Names of the wire formats this build can read and write."""
+
+
+def _codec(wire_format: str) -> RowCodec:
+    codec = _CODECS.get(wire_format)
+    if codec is None:
+        known = ", ".join(WIRE_FORMATS)
+        raise ProtocolError(f"unknown wire format {wire_format[:40]!r}; known are {known}")
+    return codec
+
+
+def carries_rows(wire_format: str) -> bool:
+    """Whether hidden states travel in this format. Raises `ProtocolError` for an unknown one."""
+    return _codec(wire_format).row_bytes(1) > 0
+
+
+def rows_per_append(wire_format: str, hidden: int, limits: Limits) -> int:
+    """Most positions that one `Append` may carry; at least 1.
+
+    Raises `ProtocolError` when not even one row of this size fits a frame.
+    """
+    # Four bytes of each position are its token id.
+    position_bytes = 4 + _codec(wire_format).row_bytes(hidden)
+    fitting = (limits.max_message_bytes - _FRAME_OVERHEAD) // position_bytes
+    if fitting < 1:
+        raise ProtocolError(
+            f"a row of {hidden} values in {wire_format} does not fit a frame of "
+            f"{limits.max_message_bytes} bytes"
+        )
+    return min(fitting, limits.max_rows_per_append)
+
+
+def encode_rows(wire_format: str, rows: Rows) -> bytes:
+    """Rows, f32 [n, hidden], as they travel; empty for `ids`.
+
+    Raises `ProtocolError` for an unknown format, another dtype or rank, and values that are
+    not finite.
+    """
+    codec = _codec(wire_format)
+    if rows.dtype != np.float32 or rows.ndim != 2:
+        raise ProtocolError(f"rows must be float32 [n, hidden], not {rows.dtype} {rows.shape}")
+    _check_finite(rows)
+    return codec.encode(rows)
+
+
+def decode_rows(wire_format: str, payload: bytes, rows: int, hidden: int, limits: Limits) -> Rows:
+    """Rows, f32 [rows, hidden], as a read-only view of `payload` where the format allows it.
+
+    `ids` gives [rows, 0]. Raises `ProtocolError` for an unknown format, a shape beyond
+    `limits`, a payload of another length than the shape says, and values that are not finite.
+    """
+    codec = _codec(wire_format)
+    if not 0 <= rows <= limits.max_rows_per_append:
+        raise ProtocolError(f"{rows} rows in one message; at most {limits.max_rows_per_append}")
+    if not 0 <= hidden <= limits.max_hidden_size:
+        raise ProtocolError(f"hidden size {hidden}; at most {limits.max_hidden_size}")
+    expected = rows * codec.row_bytes(hidden)
+    if len(payload) != expected:
+        raise ProtocolError(
+            f"rows take {len(payload)} bytes; {rows} rows of {hidden} values in {wire_format} "
+            f"take {expected}"
+        )
+    decoded = codec.decode(payload, rows, hidden)
+    _check_finite(decoded)
+    return decoded
+
+
+def cast_rows(wire_format: str, rows: Rows) -> Rows:
+    """What the other side will see of `rows`, f32 [n, hidden]: encoded and decoded again.
+
+    `n` may be larger than one `Append` takes; rows are cast each for itself. Raises what
+    `encode_rows` does.
+    """
+    payload = encode_rows(wire_format, rows)
+    codec = _codec(wire_format)
+    return codec.decode(payload, rows.shape[0], rows.shape[1])
+
+
+def _check_finite(rows: Rows) -> None:
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row = int(np.argmin(finite.all(axis=1)))
+        raise ProtocolError(f"row {row} has values that are not finite (NaN or infinity)")

@@ -1,0 +1,222 @@
+"""Frames to messages, checked field by field. Nothing but `ProtocolError` comes out.
+
+Parsing is bounded by the frame's length, which is checked first; lengths of runs are checked
+before they are copied into Python objects. Fields of a newer minor version are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from collm.errors import ProtocolError
+from collm.limits import Limits
+from collm.wire import checks
+from collm.wire import session_pb2 as pb
+from collm.wire.codec import carries_rows, decode_rows
+from collm.wire.messages import (
+    FINISH_REASONS,
+    REFUSAL_CODES,
+    Append,
+    Bye,
+    ClientMessage,
+    CloudMessage,
+    Crop,
+    Finished,
+    Generate,
+    Heartbeat,
+    Hello,
+    Pong,
+    Refusal,
+    SamplingMessage,
+    Token,
+    Verdict,
+    Verify,
+    Welcome,
+)
+
+_MOST_VERSION: Final = 10_000
+
+
+def decode_client(
+    frame: bytes, limits: Limits, wire_format: str, hidden_size: int
+) -> ClientMessage:
+    """What a client sent; `wire_format` and `hidden_size` are what its `Hello` agreed on.
+
+    Before that, `"ids"` and 0 do. A decoded `Append`'s rows are a read-only view of the frame.
+    Raises `ProtocolError` for anything wrong with the frame.
+    """
+    envelope = _parse(frame, limits)
+    match envelope.WhichOneof("body"):
+        case "hello":
+            return _hello(envelope.hello, limits)
+        case "append":
+            return _append(envelope.append, limits, wire_format, hidden_size)
+        case "verify":
+            return _verify(envelope.verify, limits)
+        case "generate":
+            return _generate(envelope.generate, limits)
+        case "crop":
+            position = checks.bounded("position", envelope.crop.position, limits.max_positions)
+            return Crop(epoch=envelope.crop.epoch, position=position)
+        case "heartbeat":
+            return Heartbeat(nonce=envelope.heartbeat.nonce)
+        case "bye":
+            return Bye()
+        case other:
+            raise _unexpected(other, "client")
+
+
+def decode_cloud(frame: bytes, limits: Limits) -> CloudMessage:
+    """What a cloud sent. Raises `ProtocolError` for anything wrong with the frame."""
+    envelope = _parse(frame, limits)
+    match envelope.WhichOneof("body"):
+        case "welcome":
+            return _welcome(envelope.welcome, limits)
+        case "verdict":
+            return _verdict(envelope.verdict, limits)
+        case "token":
+            return _token(envelope.token, limits)
+        case "finished":
+            reason = checks.one_of("finish reason", envelope.finished.reason, FINISH_REASONS)
+            return Finished(epoch=envelope.finished.epoch, reason=reason)
+        case "pong":
+            return Pong(nonce=envelope.pong.nonce)
+        case "refusal":
+            return Refusal(
+                code=checks.one_of("refusal code", envelope.refusal.code, REFUSAL_CODES),
+                reason=checks.text("refusal reason", envelope.refusal.reason, limits),
+            )
+        case other:
+            raise _unexpected(other, "cloud")
+
+
+def _parse(frame: bytes, limits: Limits) -> pb.Envelope:
+    if len(frame) > limits.max_message_bytes:
+        raise ProtocolError(f"a frame of {len(frame)} bytes; at most {limits.max_message_bytes}")
+    envelope = pb.Envelope()
+    try:
+        envelope.ParseFromString(frame)
+    except (DecodeError, ValueError) as error:
+        raise ProtocolError(f"a frame of {len(frame)} bytes that is no CoLLM message") from error
+    return envelope
+
+
+def _unexpected(kind: str | None, sender: str) -> ProtocolError:
+    if kind is None:
+        return ProtocolError("a frame without a message, or with one of a newer protocol")
+    return ProtocolError(f"a {sender} does not send {kind!r}")
+
+
+def _hello(body: pb.Hello, limits: Limits) -> Hello:
+    return Hello(
+        protocol_major=checks.bounded("protocol major", body.protocol_major, _MOST_VERSION),
+        protocol_minor=checks.bounded("protocol minor", body.protocol_minor, _MOST_VERSION),
+        fingerprint=checks.text("fingerprint", body.fingerprint, limits),
+        cut=checks.bounded("cut", body.cut, limits.max_layers),
+        # Whether the format is known is for the handshake to say: it can answer with a reason.
+        wire_format=checks.text("wire format", body.wire_format, limits),
+        software=checks.text("software", body.software, limits),
+    )
+
+
+def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> Append:
+    rows = carries_rows(wire_format)
+    if body.wire_format != wire_format:
+        raise ProtocolError(
+            f"an Append in {body.wire_format[:40]!r}; this session agreed on {wire_format}"
+        )
+    count = len(body.token_ids)
+    if count == 0:
+        raise ProtocolError("an Append without positions")
+    checks.counted("rows in one Append", count, limits.max_rows_per_append)
+    checks.bounded("base", body.base, limits.max_positions)
+    checks.bounded("end of Append", body.base + count, limits.max_positions)
+    # `decode_rows` refuses a payload under `ids` and a missing one under any other format.
+    decoded = decode_rows(wire_format, body.rows, count, hidden, limits)
+    return Append(
+        epoch=body.epoch,
+        base=body.base,
+        token_ids=checks.token_ids("token id", body.token_ids, limits),
+        rows=decoded if rows else None,
+    )
+
+
+def _verify(body: pb.Verify, limits: Limits) -> Verify:
+    count = len(body.draft)
+    checks.counted("draft tokens", count, limits.max_draft_tokens)
+    checks.bounded("base", body.base, limits.max_positions)
+    checks.bounded("end of draft", body.base + count, limits.max_positions)
+    return Verify(
+        epoch=body.epoch,
+        base=body.base,
+        draft=checks.token_ids("draft token", body.draft, limits),
+        sampling=_sampling(body.sampling, limits),
+    )
+
+
+def _generate(body: pb.Generate, limits: Limits) -> Generate:
+    checks.counted("stop ids", len(body.stop_ids), limits.max_stop_ids)
+    return Generate(
+        epoch=body.epoch,
+        base=checks.bounded("base", body.base, limits.max_positions),
+        max_tokens=checks.bounded("max tokens", body.max_tokens, limits.max_new_tokens),
+        stop_ids=checks.token_ids("stop id", body.stop_ids, limits),
+        sampling=_sampling(body.sampling, limits),
+    )
+
+
+def _sampling(body: pb.Sampling, limits: Limits) -> SamplingMessage:
+    # A message without sampling has zeros here, and top_p 0 is refused.
+    if checks.finite("temperature", body.temperature) < 0:
+        raise ProtocolError(f"temperature is {body.temperature}; it must not be negative")
+    if not 0 < checks.finite("top_p", body.top_p) <= 1:
+        raise ProtocolError(f"top_p is {body.top_p}; it must be above 0 and at most 1")
+    if checks.finite("repetition penalty", body.repetition_penalty) <= 0:
+        raise ProtocolError(f"repetition penalty is {body.repetition_penalty}; it must be above 0")
+    return SamplingMessage(
+        temperature=body.temperature,
+        top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
+        top_p=body.top_p,
+        seed=body.seed,
+        repetition_penalty=body.repetition_penalty,
+    )
+
+
+def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:
+    return Welcome(
+        protocol_minor=checks.bounded("protocol minor", body.protocol_minor, _MOST_VERSION),
+        position=checks.bounded("position", body.position, limits.max_positions),
+        software=checks.text("software", body.software, limits),
+        session_id=checks.text("session id", body.session_id, limits),
+        max_positions=checks.bounded("max positions", body.max_positions, limits.max_positions),
+        model_layers=checks.bounded("model layers", body.model_layers, limits.max_layers),
+    )
+
+
+def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
+    accepted = checks.bounded("accepted", body.accepted, limits.max_draft_tokens)
+    if len(body.logprobs_accepted) not in (0, accepted):
+        raise ProtocolError(
+            f"{len(body.logprobs_accepted)} log-probabilities for {accepted} accepted tokens"
+        )
+    return Verdict(
+        epoch=body.epoch,
+        base=checks.bounded("base", body.base, limits.max_positions),
+        accepted=accepted,
+        next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
+        logprob=checks.finite("logprob", body.logprob),
+        cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
+        logprobs_accepted=tuple(checks.finite("logprob", p) for p in body.logprobs_accepted),
+    )
+
+
+def _token(body: pb.Token, limits: Limits) -> Token:
+    return Token(
+        epoch=body.epoch,
+        position=checks.bounded("position", body.position, limits.max_positions),
+        token_id=checks.bounded("token id", body.token_id, limits.max_token_id),
+        logprob=checks.finite("logprob", body.logprob),
+        cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
+    )

@@ -1,0 +1,121 @@
+"""Messages to frames; `decode_client` and `decode_cloud` (from `decoding.py`) go back.
+
+A frame is one serialized `Envelope` of `session.proto`.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from google.protobuf.message import EncodeError
+
+from collm.errors import ProtocolError
+from collm.wire import session_pb2 as pb
+from collm.wire.codec import carries_rows, encode_rows
+from collm.wire.decoding import decode_client, decode_cloud
+from collm.wire.messages import (
+    Append,
+    Bye,
+    ClientMessage,
+    CloudMessage,
+    Crop,
+    Finished,
+    Generate,
+    Heartbeat,
+    Hello,
+    Pong,
+    Refusal,
+    SamplingMessage,
+    Token,
+    Verdict,
+    Verify,
+    Welcome,
+)
+
+__all__ = ["decode_client", "decode_cloud", "encode"]
+
+
+def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> bytes:
+    """The frame of a message; `wire_format` matters to `Append` alone.
+
+    Raises `ProtocolError` when a field does not fit its place in the frame (a negative
+    number, rows that do not match their ids or the wire format). The receiver's own bounds
+    are checked by the receiver.
+    """
+    try:
+        frame: bytes = _envelope(message, wire_format).SerializeToString()
+    except (ValueError, TypeError, EncodeError) as error:
+        raise ProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
+    return frame
+
+
+def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Envelope:
+    match message:
+        case Append():
+            return pb.Envelope(append=_append(message, wire_format))
+        case Verify():
+            return pb.Envelope(
+                verify=pb.Verify(
+                    epoch=message.epoch,
+                    base=message.base,
+                    draft=message.draft,
+                    sampling=_sampling(message.sampling),
+                )
+            )
+        case Generate():
+            return pb.Envelope(
+                generate=pb.Generate(
+                    epoch=message.epoch,
+                    base=message.base,
+                    max_tokens=message.max_tokens,
+                    stop_ids=message.stop_ids,
+                    sampling=_sampling(message.sampling),
+                )
+            )
+        # The others' fields are named and typed alike in the dataclass and in the proto file.
+        case Hello():
+            return pb.Envelope(hello=pb.Hello(**vars(message)))
+        case Crop():
+            return pb.Envelope(crop=pb.Crop(**vars(message)))
+        case Heartbeat():
+            return pb.Envelope(heartbeat=pb.Heartbeat(**vars(message)))
+        case Bye():
+            return pb.Envelope(bye=pb.Bye())
+        case Welcome():
+            return pb.Envelope(welcome=pb.Welcome(**vars(message)))
+        case Verdict():
+            return pb.Envelope(verdict=pb.Verdict(**vars(message)))
+        case Token():
+            return pb.Envelope(token=pb.Token(**vars(message)))
+        case Finished():
+            return pb.Envelope(finished=pb.Finished(**vars(message)))
+        case Pong():
+            return pb.Envelope(pong=pb.Pong(**vars(message)))
+        case Refusal():
+            return pb.Envelope(refusal=pb.Refusal(**vars(message)))
+        case _:
+            assert_never(message)
+
+
+def _append(message: Append, wire_format: str) -> pb.Append:
+    payload = b""
+    if carries_rows(wire_format) != (message.rows is not None):
+        given = "without" if message.rows is None else "with"
+        raise ProtocolError(f"an Append {given} rows does not go with wire format {wire_format}")
+    if message.rows is not None:
+        payload = encode_rows(wire_format, message.rows)
+        if len(message.rows) != len(message.token_ids):
+            raise ProtocolError(
+                f"an Append of {len(message.token_ids)} token ids and {len(message.rows)} rows"
+            )
+    return pb.Append(
+        epoch=message.epoch,
+        base=message.base,
+        token_ids=message.token_ids,
+        wire_format=wire_format,
+        rows=payload,
+    )
+
+
+def _sampling(sampling: SamplingMessage) -> pb.Sampling:
+    return pb.Sampling(**vars(sampling))

@@ -1,0 +1,196 @@
+"""The messages of one session, as plain values.
+
+Positions count from 0 and are absolute in the session's text. An `epoch` goes up by one with
+every crop, so that answers to an abandoned draft can be told from current ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+PROTOCOL_MAJOR = 1
+"""Both sides must have the same."""
+PROTOCOL_MINOR = 0
+"""Goes up with additions that an older peer may not know."""
+
+REFUSAL_CODES = frozenset(
+    {
+        "version",
+        "fingerprint",
+        "placement",
+        "wire_format",
+        "protocol",
+        "limits",
+        "busy",
+        "internal",
+    }
+)
+FINISH_REASONS = frozenset({"stop", "length", "context"})
+
+Rows: TypeAlias = npt.NDArray[np.float32]
+"""Hidden states at the cut, f32 [positions, hidden]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingMessage:
+    """How a token is chosen from logits; `temperature` 0 is greedy, `top_k` 0 is off."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    """In (0, 1]; 1 is off."""
+    seed: int
+    """0 to 2**64 - 1."""
+    repetition_penalty: float
+    """Above 0; 1 is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """Client's first message: what it speaks and which model and cut it runs."""
+
+    protocol_major: int
+    protocol_minor: int
+    fingerprint: str
+    """Weight fingerprint of the artifact's manifest."""
+    cut: int
+    """First layer the cloud runs; 0 means that only token ids travel."""
+    wire_format: str
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Append:
+    """Positions `base` to `base + len(token_ids) - 1`; sent in the background, harmless twice."""
+
+    epoch: int
+    base: int
+    token_ids: tuple[int, ...]
+    rows: Rows | None
+    """f32 [len(token_ids), hidden], or None with wire format `ids`. Read-only when decoded."""
+
+    def __eq__(self, other: object) -> bool:
+        """Equal when every field is, rows compared by value."""
+        if not isinstance(other, Append):
+            return NotImplemented
+        mine = (self.epoch, self.base, self.token_ids)
+        if mine != (other.epoch, other.base, other.token_ids):
+            return False
+        if self.rows is None or other.rows is None:
+            return self.rows is other.rows
+        return np.array_equal(self.rows, other.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Judge a draft. Row `base` predicts `draft[0]`; rows to `base + len(draft)` were appended.
+
+    An empty draft asks for the one token that follows position `base`.
+    """
+
+    epoch: int
+    base: int
+    draft: tuple[int, ...]
+    sampling: SamplingMessage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """The cloud goes on alone from the `base` positions it holds."""
+
+    epoch: int
+    base: int
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    sampling: SamplingMessage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """Forget every position from `position` on; `epoch` is the new one."""
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """Are you there? Answered by a `Pong` with the same nonce (0 to 2**64 - 1)."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bye:
+    """The client is done with this session."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Welcome:
+    """The answer to an accepted `Hello`; `position` is how many positions the cloud holds."""
+
+    protocol_minor: int
+    position: int
+    software: str
+    session_id: str
+    max_positions: int
+    model_layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer to the `Verify` of the same epoch and base.
+
+    The first `accepted` tokens of the draft stand and `next_token` follows them.
+    `logprobs_accepted` has one value for each accepted token, or none at all.
+    """
+
+    epoch: int
+    base: int
+    accepted: int
+    next_token: int
+    logprob: float
+    cloud_seconds: float
+    logprobs_accepted: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """One token of a running `Generate`, at `position`."""
+
+    epoch: int
+    position: int
+    token_id: int
+    logprob: float
+    cloud_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A `Generate` is over; `reason` is one of `FINISH_REASONS`."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pong:
+    """The answer to a `Heartbeat`."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The cloud ends the session; `code` is one of `REFUSAL_CODES`, `reason` is one line."""
+
+    code: str
+    reason: str
+
+
+ClientMessage: TypeAlias = Hello | Append | Verify | Generate | Crop | Heartbeat | Bye
+CloudMessage: TypeAlias = Welcome | Verdict | Token | Finished | Pong | Refusal

@@ -1,0 +1,198 @@
+# ruff: noqa
+# fmt: off
+# mypy: ignore-errors
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Envelope(_message.Message):
+    __slots__ = ("hello", "append", "verify", "generate", "crop", "heartbeat", "bye", "welcome", "verdict", "token", "finished", "pong", "refusal")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    BYE_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    append: Append
+    verify: Verify
+    generate: Generate
+    crop: Crop
+    heartbeat: Heartbeat
+    bye: Bye
+    welcome: Welcome
+    verdict: Verdict
+    token: Token
+    finished: Finished
+    pong: Pong
+    refusal: Refusal
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "repetition_penalty")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    repetition_penalty: float
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_major", "protocol_minor", "fingerprint", "cut", "wire_format", "software")
+    PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_major: int
+    protocol_minor: int
+    fingerprint: str
+    cut: int
+    wire_format: str
+    software: str
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+
+class Append(_message.Message):
+    __slots__ = ("epoch", "base", "token_ids", "wire_format", "rows")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    base: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    wire_format: str
+    rows: bytes
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., wire_format: _Optional[str] = ..., rows: _Optional[bytes] = ...) -> None: ...
+
+class Verify(_message.Message):
+    __slots__ = ("epoch", "base", "draft", "sampling")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    base: int
+    draft: _containers.RepeatedScalarFieldContainer[int]
+    sampling: Sampling
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+
+class Generate(_message.Message):
+    __slots__ = ("epoch", "base", "max_tokens", "stop_ids", "sampling")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    base: int
+    max_tokens: int
+    stop_ids: _containers.RepeatedScalarFieldContainer[int]
+    sampling: Sampling
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("epoch", "position")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    position: int
+    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: int
+    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+
+class Bye(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol_minor", "position", "software", "session_id", "max_positions", "model_layers")
+    PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    protocol_minor: int
+    position: int
+    software: str
+    session_id: str
+    max_positions: int
+    model_layers: int
+    def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    base: int
+    accepted: int
+    next_token: int
+    logprob: float
+    cloud_seconds: float
+    logprobs_accepted: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("epoch", "position", "token_id", "logprob", "cloud_seconds")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    position: int
+    token_id: int
+    logprob: float
+    cloud_seconds: float
+    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("epoch", "reason")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    reason: str
+    def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: int
+    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    reason: str
+    def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,218 @@
+"""What only holds over gRPC: addresses, ports, dead peers, shutting down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from tests.contract.link_services import FakeService, until
+
+from collm.errors import LinkError, LinkTimeout, Unreachable
+from collm.limits import Limits
+from collm.link.address import parse_address
+from collm.link.background import BackgroundServer
+from collm.link.grpc_client import connect
+
+LIMITS = Limits(connect_seconds=3.0, linger_seconds=0.1, shutdown_seconds=1.0)
+WAIT = 3.0
+
+
+@pytest.fixture
+def free_address() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_nobody_there(free_address: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(Unreachable) as caught:
+        connect(free_address, Limits(connect_seconds=0.4))
+    assert 0.3 < time.monotonic() - started < 1.5
+    assert str(caught.value) == (
+        f"no CoLLM cloud answers at {free_address} within 0.4 s; "
+        f"start one with: collm cloud ARTIFACT --listen {free_address}"
+    )
+
+
+def test_a_server_that_says_nothing_is_no_cloud() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(Unreachable):
+            connect(address, Limits(connect_seconds=0.3))
+
+
+def test_a_cloud_that_comes_up_meanwhile_is_found(free_address: str) -> None:
+    servers: list[BackgroundServer] = []
+
+    def start_late() -> None:
+        time.sleep(0.3)
+        servers.append(BackgroundServer(FakeService(), free_address, LIMITS))
+
+    starter = threading.Thread(target=start_late)
+    starter.start()
+    try:
+        with connect(free_address, LIMITS) as link:
+            link.send(b"hello")
+            assert link.receive(WAIT) == b"hello"
+    finally:
+        starter.join()
+        for server in servers:
+            server.close()
+
+
+BAD_ADDRESSES = [
+    "",
+    "localhost",
+    ":7070",
+    "localhost:",
+    "localhost:port",
+    "localhost:70700",
+    "localhost:-1",
+    "http://localhost:7070",
+    "unix:/tmp/socket",
+    "dns:///localhost:7070",
+    "::1:7070",
+    "local host:7070",
+    "localhost:7070\n",
+    "localhost:٧٠٧٠",
+    "x" * 1000,
+]
+
+
+@pytest.mark.parametrize("address", BAD_ADDRESSES)
+def test_bad_addresses_are_named(address: str) -> None:
+    for attempt in (
+        lambda: connect(address, LIMITS),
+        lambda: BackgroundServer(FakeService(), address, LIMITS),
+    ):
+        with pytest.raises(LinkError, match=r"HOST:PORT|port") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(Unreachable):
+        connect(address, LIMITS)
+
+
+def test_good_addresses() -> None:
+    assert parse_address("a.example:1") == ("a.example", 1)
+    assert parse_address("[::1]:7070") == ("[::1]", 7070)
+    assert parse_address("127.0.0.1:0", any_port=True) == ("127.0.0.1", 0)
+    with pytest.raises(ValueError, match="port 0"):
+        parse_address("127.0.0.1:0")
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with BackgroundServer(FakeService(), limits=LIMITS) as first:
+        with pytest.raises(LinkError, match=f"cannot listen on {first.address}") as caught:
+            BackgroundServer(FakeService(), first.address, LIMITS)
+        assert "\n" not in str(caught.value)
+
+
+def test_stopping_tells_idle_sessions_at_once_and_streaming_ones_after_their_turn() -> None:
+    service = FakeService()
+    server = BackgroundServer(service, limits=LIMITS)
+    idle, streaming = connect(server.address, LIMITS), connect(server.address, LIMITS)
+    idle.send(b"hello")
+    idle.receive(WAIT)
+    streaming.send(b"stream 1000 0.02")
+    streaming.receive(WAIT)
+    assert server.server.sessions == 2
+    started = time.monotonic()
+    server.close()
+    server.close()
+    assert time.monotonic() - started < 0.9
+    for link in (idle, streaming):
+        while (frame := link.receive(WAIT)).isdigit():
+            continue
+        assert frame == b"no busy the cloud is shutting down; try again later"
+        with pytest.raises(LinkError) as caught:
+            link.receive(WAIT)
+        assert not isinstance(caught.value, LinkTimeout)
+        link.close()
+    assert service.record.closed == 2
+    assert service.record.overlaps == 0
+    assert server.server.sessions == 0
+
+
+def test_stopping_waits_no_longer_than_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    limits = Limits(linger_seconds=0.1, shutdown_seconds=0.2)
+    service = FakeService()
+    server = BackgroundServer(service, limits=limits)
+    with connect(server.address, limits) as link:
+        link.send(b"stream 1 0.7")
+        assert until(lambda: service.record.running == 1)
+        server.close()
+        assert service.record.running == 1, "stopping waited for the computation"
+    assert "left behind" in caplog.text
+    # Once it ends after all, nothing of it remains.
+    for thread in threading.enumerate():
+        if thread.name.startswith("collm-compute"):
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+
+CLIENT = """
+    import sys, time
+    from collm.limits import Limits
+    from collm.link.grpc_client import connect
+    link = connect(sys.argv[1], Limits())
+    link.send(b"stream 1000 0.02")
+    link.receive(5.0)
+    print("streaming", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_client_process_that_dies_frees_its_session() -> None:
+    service = FakeService()
+    with BackgroundServer(service, limits=LIMITS) as server:
+        client = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(CLIENT), server.address],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert client.stdout is not None
+        with client:
+            assert client.stdout.readline() == b"streaming\n"
+            client.send_signal(signal.SIGKILL)
+        assert service.record.wait_for(lambda record: record.closed == 1)
+        assert service.record.overlaps == 0
+        assert until(lambda: server.server.sessions == 0)
+
+
+SERVER = """
+    import sys, time
+    from collm.link.background import BackgroundServer
+    from tests.contract.link_services import FakeService
+    print(BackgroundServer(FakeService()).address, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_cloud_process_that_dies_breaks_the_link() -> None:
+    cloud = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SERVER)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+    )
+    assert cloud.stdout is not None
+    with cloud:
+        address = cloud.stdout.readline().decode().strip()
+        link = connect(address, LIMITS)
+        link.send(b"hello")
+        assert link.receive(WAIT) == b"hello"
+        cloud.send_signal(signal.SIGKILL)
+        with pytest.raises(LinkError, match=f"the link to {address} broke") as caught:
+            link.receive(WAIT)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(LinkError, match="broke"):
+            link.send(b"more")
+        link.close()

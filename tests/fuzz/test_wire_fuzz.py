@@ -1,0 +1,134 @@
+"""Whatever bytes arrive, decoding gives a message or a `ProtocolError`, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from collm.errors import ProtocolError
+from collm.limits import Limits
+from collm.wire.encoding import decode_client, decode_cloud, encode
+from collm.wire.messages import (
+    Append,
+    ClientMessage,
+    CloudMessage,
+    Crop,
+    Finished,
+    Generate,
+    Heartbeat,
+    Hello,
+    Refusal,
+    SamplingMessage,
+    Token,
+    Verdict,
+    Verify,
+    Welcome,
+)
+
+LIMITS = Limits(max_message_bytes=4096, max_rows_per_append=16, max_draft_tokens=16)
+HIDDEN = 6
+FORMATS = st.sampled_from(["ids", "f32", "f17", ""])
+EXAMPLES = settings(max_examples=300, deadline=None)
+
+SAMPLING = SamplingMessage(temperature=0.5, top_k=3, top_p=0.5, seed=2**63, repetition_penalty=1.25)
+GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
+    (
+        Hello(
+            protocol_major=1,
+            protocol_minor=0,
+            fingerprint="f" * 64,
+            cut=3,
+            wire_format="f32",
+            software="x",
+        ),
+        "ids",
+    ),
+    (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "f32"),
+    (Append(epoch=1, base=2, token_ids=(3, 4), rows=None), "ids"),
+    (Verify(epoch=1, base=2, draft=(3, 4, 5), sampling=SAMPLING), "ids"),
+    (Generate(epoch=1, base=2, max_tokens=3, stop_ids=(4,), sampling=SAMPLING), "ids"),
+    (Crop(epoch=1, position=2), "ids"),
+    (Heartbeat(nonce=1), "ids"),
+    (
+        Welcome(
+            protocol_minor=0,
+            position=0,
+            software="x",
+            session_id="y",
+            max_positions=9,
+            model_layers=3,
+        ),
+        "ids",
+    ),
+    (
+        Verdict(
+            epoch=1,
+            base=2,
+            accepted=1,
+            next_token=3,
+            logprob=-1.0,
+            cloud_seconds=0.5,
+            logprobs_accepted=(-2.0,),
+        ),
+        "ids",
+    ),
+    (Token(epoch=1, position=2, token_id=3, logprob=-1.0, cloud_seconds=0.5), "ids"),
+    (Finished(epoch=1, reason="stop"), "ids"),
+    (Refusal(code="busy", reason="later"), "ids"),
+]
+FRAMES = [encode(message, wire_format) for message, wire_format in GOOD]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A good frame with bytes changed, cut out, put in, or followed by another frame."""
+    frame = bytearray(draw(st.sampled_from(FRAMES)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(frame)))
+        match draw(st.integers(0, 3)):
+            case 0 if at < len(frame):
+                frame[at] = draw(st.integers(0, 255))
+            case 1:
+                frame[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case 2:
+                del frame[at : at + draw(st.integers(1, 8))]
+            case _:
+                frame += draw(st.sampled_from(FRAMES))
+    return bytes(frame)
+
+
+def survive(frame: bytes, wire_format: str) -> None:
+    """Decode as either side would; what is accepted can be sent on."""
+    refusals: list[str] = []
+    try:
+        client = decode_client(frame, LIMITS, wire_format, HIDDEN)
+    except ProtocolError as error:
+        refusals.append(str(error))
+    else:
+        again = encode(client, wire_format)
+        assert decode_client(again, LIMITS, wire_format, HIDDEN) == client
+    try:
+        cloud = decode_cloud(frame, LIMITS)
+    except ProtocolError as error:
+        refusals.append(str(error))
+    else:
+        assert decode_cloud(encode(cloud), LIMITS) == cloud
+    # No frame is good for both sides, and each no is one line.
+    assert refusals
+    assert not any("\n" in refusal for refusal in refusals)
+
+
+@EXAMPLES
+@given(frame=st.binary(max_size=512), wire_format=FORMATS)
+@example(frame=b"\x0b" * 4096, wire_format="f32")  # groups that open and never close
+@example(frame=b"\x12\x04\x1a\x02\x00\x00", wire_format="f32")  # half a token id
+@example(frame=b"\0" * 4097, wire_format="f32")
+def test_random_bytes(frame: bytes, wire_format: str) -> None:
+    survive(frame, wire_format)
+
+
+@EXAMPLES
+@given(frame=mutated(), wire_format=FORMATS)
+def test_mutated_frames(frame: bytes, wire_format: str) -> None:
+    survive(frame, wire_format)
