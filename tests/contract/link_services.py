@@ -12,9 +12,11 @@ from collm.errors import CollmError, ProtocolError, Refused
 def until(what: Callable[[], bool], seconds: float = 3.0) -> bool:
     """Poll until `what` holds; whether it does."""
     deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if what():
+            return True
         time.sleep(0.01)
-    return what()
+    return False
 
 
 class Recorder:

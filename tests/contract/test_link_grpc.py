@@ -10,7 +10,9 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from tests.contract.link_services import FakeService, until
 
@@ -47,6 +49,17 @@ def test_a_server_that_says_nothing_is_no_cloud() -> None:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(Unreachable):
             connect(address, Limits(connect_seconds=0.3))
+
+
+def test_another_grpc_server_is_no_cloud() -> None:
+    other = grpc.server(ThreadPoolExecutor(1))
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    try:
+        with pytest.raises(Unreachable, match="is no CoLLM cloud"):
+            connect(f"127.0.0.1:{port}", LIMITS)
+    finally:
+        other.stop(0).wait()
 
 
 def test_a_cloud_that_comes_up_meanwhile_is_found(free_address: str) -> None:

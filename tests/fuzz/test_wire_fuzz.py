@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire.encoding import decode_client, decode_cloud, encode
@@ -19,7 +20,6 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Refusal,
-    SamplingMessage,
     Token,
     Verdict,
     Verify,
@@ -31,7 +31,7 @@ HIDDEN = 6
 FORMATS = st.sampled_from(["ids", "f32", "f17", ""])
 EXAMPLES = settings(max_examples=300, deadline=None)
 
-SAMPLING = SamplingMessage(temperature=0.5, top_k=3, top_p=0.5, seed=2**63, repetition_penalty=1.25)
+SAMPLING = Sampling(temperature=0.5, top_k=3, top_p=0.5, seed=2**63, repetition_penalty=1.25)
 GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (
         Hello(

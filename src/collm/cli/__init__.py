@@ -1,1 +1,1 @@
-"""The command line, one file per verb."""
+"""The command `collm`: one file per verb."""

@@ -21,7 +21,7 @@ from collm.link import refusals
 from collm.link.address import parse_address
 from collm.link.base import Link
 from collm.link.frames import FrameQueue
-from collm.link.grpc_options import PATH, client_options
+from collm.link.grpc_options import PATH, TAKEN, client_options
 
 
 def connect(address: str, limits: Limits = DEFAULT_LIMITS) -> Link:
@@ -134,9 +134,9 @@ class _GrpcLink:
         """Move frames from the call to the queue until the call ends."""
         why = refusals.SESSION_OVER
         try:
-            self._call.initial_metadata()
-            # Returns at the call's end too, answered or not.
-            if self._call.is_active():
+            # Waits for the first headers. Those of other servers, or of a call that failed
+            # before it was taken, do not have the mark.
+            if TAKEN in {tuple(header) for header in self._call.initial_metadata() or ()}:
                 self._answered.set()
             for frame in self._call:
                 # Waits while nobody takes frames, so that gRPC's flow control stops the

@@ -10,6 +10,9 @@ SERVICE: Final = "collm.v1.Session"
 METHOD: Final = "Open"
 PATH: Final = f"/{SERVICE}/{METHOD}"
 
+TAKEN: Final = ("collm-link", "1")
+"""What a cloud sends in its first headers, when it takes a call."""
+
 _Options = list[tuple[str, int]]
 
 
@@ -48,6 +51,8 @@ def _common(limits: Limits) -> _Options:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(limits.keepalive_timeout_seconds * 1000)),
+        # A peer that is stopped, while its kernel still acknowledges, is only noticed by this one.
+        ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]

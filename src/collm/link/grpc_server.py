@@ -21,7 +21,7 @@ from collm.link import refusals
 from collm.link.address import parse_address
 from collm.link.base import Service
 from collm.link.frames import check_frame
-from collm.link.grpc_options import METHOD, SERVICE, server_options
+from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
 from collm.link.turns import Turns, refusal_frame
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Server:
     async def _session(self, _requests: Any, context: Any) -> None:
         """One session, until either side ends it."""
         peer = str(context.peer())
-        await context.send_initial_metadata(())  # tells the client that the call was taken
+        await context.send_initial_metadata((TAKEN,))
         if len(self._live) >= self._limits.max_sessions:
             await self._refuse(context, refusals.busy(self._limits), peer)
             return

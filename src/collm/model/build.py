@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from collm.errors import ArtifactError, PlacementError, SourceError
 from collm.model.architecture import Architecture
-from collm.model.exits import identity_exit
+from collm.model.exits import ExitFile, add_exit, identity_exit
 from collm.model.files import atomic_folder, file_entry
 from collm.model.graph import DataFile, GraphBuilder
 from collm.model.layers import LayerWeights, layer_chain
@@ -50,12 +51,14 @@ def build(
     cuts: Sequence[int] | None = None,
     weights: str = "int4",
     force: bool = False,
+    exits: Callable[[str], Sequence[Path]] = lambda source_sha256: (),
     progress: Progress = lambda what, done, total: None,
 ) -> Manifest:
     """Write the artifact of `checkpoint` to the folder `out`, atomically.
 
-    Every cut gets an untrained exit (the final norm and head); trained ones are added by
-    `collm.model.exits.add_exit`. Raises SourceError, PlacementError or ArtifactError.
+    Every cut gets an untrained exit (the final norm and head). exits: given the checkpoint's
+    digest, the exit files to take in at once; more can be added by `collm.model.exits.add_exit`.
+    Raises SourceError, PlacementError or ArtifactError.
     """
     arch = checkpoint.architecture
     chosen = _check_cuts(default_cuts(arch.layers) if cuts is None else cuts, arch.layers)
@@ -68,7 +71,7 @@ def build(
         with atomic_folder(out) as folder:
             (folder / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
             blocks = []
-            for first, last in zip(bounds, bounds[1:], strict=False):
+            for first, last in pairwise(bounds):
                 progress(f"layers {first} to {last - 1}", first, total)
                 blocks.append(_write_block(folder, arch, packer, first, last, progress, total))
             progress("embedding and head", arch.layers, total)
@@ -95,6 +98,9 @@ def build(
             for cut in chosen:
                 manifest = manifest.with_exit(identity_exit(manifest, cut))
             manifest.write(folder)
+            for path in exits(manifest.source_sha256):
+                if ExitFile(path).cut in chosen:
+                    manifest = add_exit(folder, path)
             progress("done", total, total)
     except OSError as error:
         raise ArtifactError(f"{out}: cannot be written: {error.strerror or error}") from None

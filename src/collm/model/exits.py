@@ -67,8 +67,8 @@ class ExitFile:
             self.temperature = float(self.metadata.get("temperature", 1.0))
         except (KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: malformed metadata: {error}") from None
-        sane = 0 <= self.layers <= _MAX_LAYERS and self.window >= 0 and 0.01 < self.temperature < 100
-        if self.kind not in _KINDS or not sane:
+        sizes_fit = 0 <= self.layers <= _MAX_LAYERS and self.window >= 0
+        if self.kind not in _KINDS or not sizes_fit or not 0.01 < self.temperature < 100:
             raise ArtifactError(f"{path}: metadata out of range (kind {self.kind!r})")
 
     def has(self, name: str) -> bool:
@@ -137,8 +137,7 @@ def _write(
 ) -> Manifest:
     """Write the exit's graphs under `scratch`; returns the manifest that names them."""
     (scratch / "exits").mkdir()
-    digest = hashlib.sha256(file.path.read_bytes()).hexdigest()[:8]
-    stem = f"exits/{file.cut:03d}-{digest}"
+    stem = stem_of(file.path)
     d = arch.hidden_size
     norm = file.floats("norm.weight", (d,))
     norm.tofile(scratch / f"{stem}.norm.f32")
@@ -224,9 +223,14 @@ def _layer_weights(file: ExitFile, arch: Architecture, i: int, quantised: bool) 
     )  # fmt: skip
 
 
+def stem_of(path: Path) -> str:
+    """The name, without ending, of an exit file's parts inside an artifact."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return f"exits/{ExitFile(path).cut:03d}-{digest}"
+
+
 def shipped_exits(source_sha256: str) -> list[Path]:
     """Exits that come with CoLLM for this very checkpoint, by its digest."""
     root = Path(__file__).parent.parent / "assets" / "exits"
     files = sorted(root.glob("*/exit-*.safetensors"))
     return [p for p in files if ExitFile(p).metadata.get("source_sha256") == source_sha256]
-

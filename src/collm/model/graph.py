@@ -76,7 +76,12 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def node(
-        self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attrs: Any
+        self,
+        op: str,
+        inputs: list[str],
+        outputs: int | list[str] = 1,
+        domain: str = "",
+        **attrs: Any,
     ) -> list[str]:
         """Add a node; returns the names of its outputs."""
         if isinstance(outputs, int):
@@ -121,9 +126,7 @@ class GraphBuilder:
             "SimplifiedLayerNormalization", x, self.constant(name, weight), axis=-1, epsilon=epsilon
         )
 
-    def linear(
-        self, x: str, name: str, weight: Quantised | F32, bias: F32 | None = None
-    ) -> str:
+    def linear(self, x: str, name: str, weight: Quantised | F32, bias: F32 | None = None) -> str:
         """x [rows, K] times the transpose of weight [N, K], plus bias [N]."""
         if isinstance(weight, Quantised):
             y = self._linear_nbits(x, name, weight)

@@ -114,7 +114,8 @@ def _attention(
     w: LayerWeights,
     qkv: str,
 ) -> str:
-    size, q_size, kv_size = arch.head_size, arch.heads * arch.head_size, arch.kv_heads * arch.head_size
+    size = arch.head_size
+    q_size, kv_size = arch.heads * size, arch.kv_heads * size
     cache: list[int | str] = [1, arch.kv_heads, "capacity", size]
     past = [g.input(f"past_{kind}_{slot}", cache) for kind in ("k", "v")]
     present = [f"present_{kind}_{slot}" for kind in ("k", "v")]

@@ -171,7 +171,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ArtifactError(f"{folder}: no such folder; make an artifact with: collm build")
     if not path.is_file():
-        raise ArtifactError(f"{folder}: not an artifact (no {MANIFEST}); make one with: collm build")
+        raise ArtifactError(f"{folder}: not an artifact (no {MANIFEST}); make one: collm build")
     if path.stat().st_size > DEFAULT_LIMITS.max_manifest_bytes:
         raise ArtifactError(f"{path}: larger than {DEFAULT_LIMITS.max_manifest_bytes} bytes")
     try:

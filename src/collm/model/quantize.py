@@ -141,4 +141,4 @@ def _gguf_nibbles(packed: U8) -> U8:
 
 def _pack_nibbles(values: U8) -> U8:
     """[..., 32] -> [..., 16]: MatMulNBits keeps neighbours in one byte, the first one low."""
-    return values[..., 0::2] | (values[..., 1::2] << 4)
+    return values[..., 0::2] | (values[..., 1::2] << np.uint8(4))

@@ -40,7 +40,7 @@ class Tokenizer:
     def __init__(self, files: TokenizerFiles) -> None:
         try:
             self._hub = HubTokenizer.from_str(files.tokenizer_json)
-        except Exception as error:  # the Rust side raises bare Exceptions
+        except Exception as error:  # noqa: BLE001 - the Rust side raises bare ones
             raise ArtifactError(f"the tokenizer file cannot be read: {error}") from None
         self._files = files
         self.eos_ids = frozenset(files.eos_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,17 @@ class Cache(Protocol):
         ...
 
 
-class Chain(Protocol):
+C = TypeVar("C", bound=Cache)
+
+
+class Chain(Protocol[C]):
     """Consecutive decoder layers, loaded once and shared by all sessions."""
 
-    def new_cache(self) -> Cache:
+    def new_cache(self) -> C:
         """An empty cache."""
         ...
 
-    def run(self, hidden_states: F32, cache: Cache, position: int) -> F32:
+    def run(self, hidden_states: F32, cache: C, position: int) -> F32:
         """Rows for positions `position`, `position` + 1, … through the layers.
 
         hidden_states: float32 [rows, d]. Returns float32 [rows, d], the caller's to keep.
@@ -64,7 +67,7 @@ class Head(Protocol):
 class Backend(Protocol):
     """Loads graphs."""
 
-    def chain(self, graph: Path, arch: Architecture) -> Chain:
+    def chain(self, graph: Path, arch: Architecture) -> Chain[Any]:
         """Load a chain of layers."""
         ...
 

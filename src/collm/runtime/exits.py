@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class ExitHead:
         self.norm = artifact.floats(entry.norm)
         self.ids = artifact.head_ids(artifact.manifest.heads[entry.head])
         self.vocabulary = artifact.architecture.vocab_size
-        self.adapter: Chain | None = None
+        self.adapter: Chain[Any] | None = None
         if entry.graph is not None:
             self.adapter = backend.chain(artifact.graph(entry.graph), artifact.architecture)
 
@@ -64,8 +65,9 @@ class ExitSession:
     def logits(self, rows: RowBuffer, position: int) -> F32:
         """Calibrated logits float32 [vocabulary]; −inf for tokens outside the shortlist."""
         exit_head = self._exit
-        logits = exit_head.head.logits(self._last_row(rows, position), exit_head.norm)[0]
-        logits = logits / np.float32(exit_head.entry.temperature)
+        row = self._last_row(rows, position)
+        logits: F32 = exit_head.head.logits(row, exit_head.norm)[0]
+        logits /= exit_head.entry.temperature
         if exit_head.ids is None:
             return logits
         full = np.full(exit_head.vocabulary, -np.inf, dtype=np.float32)

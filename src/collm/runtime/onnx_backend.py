@@ -179,7 +179,7 @@ class OnnxBackend:
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         try:
             return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ORT raises its own C++ exceptions without a common base
+        except Exception as error:  # noqa: BLE001 - ORT has no common base for its own
             raise ArtifactError(
                 f"{graph}: ONNX Runtime {ort.__version__} cannot load it: {str(error)[:200]}"
             ) from None

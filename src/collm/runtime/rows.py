@@ -38,7 +38,8 @@ class RowBuffer:
 
     def crop(self, position: int) -> None:
         """Forget positions from `position` on."""
-        self.end = min(self.end, max(position, self.first))
+        self.end = min(self.end, position)
+        self.first = min(self.first, self.end)
 
     def drop_before(self, position: int) -> None:
         """Forget positions before `position`."""

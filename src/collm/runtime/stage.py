@@ -17,6 +17,7 @@ unpadded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,6 @@ class Stage:
         *,
         exits: Sequence[int] = (),
         threads: int = 1,
-        exact: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         backend: Backend | None = None,
     ) -> None:
@@ -55,14 +55,11 @@ class Stage:
         self.artifact = artifact
         self.architecture = arch
         self.layers = layers
-        self.exact = exact
         self.limits = limits
         entries = artifact.blocks(layers)
         self._backend = backend or OnnxBackend(arch, threads, limits)
         self.bounds = (layers.start, *(block.last for block in entries))
-        self.chains = [
-            self._backend.chain(artifact.graph(block.graph), arch) for block in entries
-        ]
+        self.chains = [self._backend.chain(artifact.graph(block.graph), arch) for block in entries]
         self._embedding = artifact.embedding() if layers.start == 0 else None
         entries_at = artifact.exits(tuple(exits), layers.stop)
         heads = {entry.head: self._load_head(entry.head) for entry in entries_at}
@@ -79,15 +76,18 @@ class Stage:
         graph = self.artifact.graph(self.artifact.manifest.heads[name].graph)
         return self._backend.head(graph, self.artifact.graph(CONFIDENCE))
 
-    def open(self, start: int | None = None) -> StageSession:
-        """A new session that begins at layer `start` (default: the first of this stage)."""
+    def open(self, start: int | None = None, *, exact: bool = True) -> StageSession:
+        """A new session that begins at layer `start` (default: the first of this stage).
+
+        exact: follow the two-row rule; without it a lone row takes the faster kernels.
+        """
         start = self.layers.start if start is None else start
         if start not in self.bounds:
             raise PlacementError(
                 f"a session from layer {start}: this stage can begin at "
                 f"{', '.join(map(str, self.bounds))}"
             )
-        return StageSession(self, start)
+        return StageSession(self, start, exact)
 
     def embed(self, ids: Sequence[int]) -> F32:
         """Input embeddings, float32 [len(ids), d]."""
@@ -102,28 +102,15 @@ class Stage:
         """Final norm and head: float32 [rows, d] -> float32 [rows, vocabulary]."""
         if not self.is_last:
             raise PlacementError(f"layers up to {self.layers.stop} are not the end of the model")
-        if self.exact and len(hidden_states) == 1:
-            return self._head.logits(np.repeat(hidden_states, 2, axis=0), self._norm)[:1]
         return self._head.logits(hidden_states, self._norm)
-
-    def run_chain(self, chain: Chain, cache: Cache, rows: F32, position: int) -> F32:
-        """Rows through one chain in bounded calls, never a lone row in exact mode."""
-        most, made = self.limits.prefill_rows, []
-        for start in range(0, len(rows), most):
-            part = rows[start : start + most]
-            if self.exact and len(part) == 1:
-                pair = np.repeat(part, 2, axis=0)
-                made.append(chain.run(pair, cache, position + start)[:1])
-            else:
-                made.append(chain.run(part, cache, position + start))
-        return made[0] if len(made) == 1 else np.concatenate(made)
 
 
 class StageSession:
     """One conversation in a stage. Not for use by several threads at once."""
 
-    def __init__(self, stage: Stage, start: int) -> None:
+    def __init__(self, stage: Stage, start: int, exact: bool) -> None:
         self.stage = stage
+        self.exact = exact
         self.position = 0
         """Positions appended so far."""
         first = stage.bounds.index(start)
@@ -157,9 +144,7 @@ class StageSession:
     def append_hidden(self, rows: F32) -> None:
         """Add hidden states float32 [n, d] for the next positions. Raises ContextFull."""
         if self.position + len(rows) > self.max_positions:
-            raise ContextFull(
-                f"the model's context of {self.max_positions} positions is full"
-            )
+            raise ContextFull(f"the model's context of {self.max_positions} positions is full")
         self._rows[self._bounds[0]].append(rows)
         self.position += len(rows)
 
@@ -170,15 +155,20 @@ class StageSession:
                 break
             pending = self._rows[self._bounds[i]].take(self._done[i], self.position)
             if len(pending):
-                made = self.stage.run_chain(chain, self._caches[i], pending, self._done[i])
+                made = self._run_chain(chain, self._caches[i], pending, self._done[i])
                 self._done[i] = self.position
                 self._rows[self._bounds[i + 1]].append(made)
-                self._forget(i)
+                self._forget(self._bounds[i], self._done[i])
 
     def hidden_at(self, layer: int, first: int) -> F32:
-        """Hidden states after `layer` layers, positions [first, position): float32 [n, d]."""
+        """Hidden states after `layer` layers, positions [first, position): float32 [n, d].
+
+        Positions before `first` are not to be asked for again.
+        """
         self.run(layer)
-        return self._rows[layer].take(first, self.position).copy()
+        rows = self._rows[layer].take(first, self.position).copy()
+        self._forget(layer, first)
+        return rows
 
     def exit_at(self, cut: int) -> ExitResult:
         """What the exit at `cut` makes of the last position."""
@@ -192,7 +182,10 @@ class StageSession:
 
     def logits(self, first: int) -> F32:
         """The model's logits for positions [first, position): float32 [n, vocabulary]."""
-        return self.stage.logits(self.hidden_at(self.stage.layers.stop, first))
+        rows = self.hidden_at(self.stage.layers.stop, first)
+        if self.exact and len(rows) == 1:
+            return self.stage.logits(np.repeat(rows, 2, axis=0))[:1]
+        return self.stage.logits(rows)
 
     def crop(self, position: int) -> None:
         """Forget every position from `position` on."""
@@ -209,11 +202,23 @@ class StageSession:
         self._rows.clear()
         self._exits.clear()
 
-    def _forget(self, i: int) -> None:
-        """Drop the rows before block i that no block and no exit will ask for again."""
-        bound = self._bounds[i]
-        wanted = self._done[i]
+    def _run_chain(self, chain: Chain[Any], cache: Cache, rows: F32, position: int) -> F32:
+        """Rows through one chain in bounded calls, never a lone row in exact mode."""
+        most, made = self.stage.limits.prefill_rows, []
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            if self.exact and len(part) == 1:
+                # The second row's place in the cache is written again at the next step.
+                made.append(chain.run(np.repeat(part, 2, axis=0), cache, position + start)[:1])
+            else:
+                made.append(chain.run(part, cache, position + start))
+        return made[0] if len(made) == 1 else np.concatenate(made)
+
+    def _forget(self, bound: int, wanted: int) -> None:
+        """Drop the rows at `bound` before `wanted`, but none that an exit has yet to see.
+
+        A crop may go back further, but never before what was run: that is in the caches.
+        """
         if bound in self._exits:
             wanted = min(wanted, self._exits[bound].done)
-        # A crop may go back, but never before what was run: those rows are in the cache.
         self._rows[bound].drop_before(min(wanted, self.position - 1))

@@ -1,1 +1,1 @@
-"""Processes that serve: the cloud server and, later, the HTTP API."""
+"""Processes: the cloud server, and a cloud process of one's own."""

@@ -1,1 +1,1 @@
-"""One conversation across edge and cloud."""
+"""One conversation between edge and cloud: the edge's loop, the cloud's side, the modes."""

@@ -53,7 +53,7 @@ def synthesize_command(
     source: Source = None,
     work: Work = WORK,
     cuts: Cuts = CUTS,
-    tokens: Tokens = 216_000,
+    tokens: Tokens = 146_000,
     threads: Threads = 0,
 ) -> None:
     """Let the model write chat; again to continue."""
@@ -71,7 +71,15 @@ def distill_command(
     threads: Threads = 0,
 ) -> None:
     """Train the exits on the chat; again to continue."""
-    _distill(_backbone(source, threads), work, _parse_cuts(cuts), epochs, learning_rate, shortlist)
+    _distill(
+        _backbone(source, threads),
+        work,
+        _parse_cuts(cuts),
+        epochs,
+        learning_rate,
+        shortlist,
+        threads,
+    )
 
 
 @app.command("export")
@@ -91,7 +99,7 @@ def all_command(
     source: Source = None,
     work: Work = WORK,
     cuts: Cuts = CUTS,
-    tokens: Tokens = 216_000,
+    tokens: Tokens = 146_000,
     epochs: Epochs = 8,
     learning_rate: LearningRate = 1e-3,
     shortlist: Shortlist = 8192,
@@ -101,7 +109,7 @@ def all_command(
     """Synthesize, distill and export: about an hour on two cores."""
     backbone = _backbone(source, threads)
     _synthesize(backbone, work, _parse_cuts(cuts), tokens)
-    _distill(backbone, work, _parse_cuts(cuts), epochs, learning_rate, shortlist)
+    _distill(backbone, work, _parse_cuts(cuts), epochs, learning_rate, shortlist, threads)
     _export(backbone, work, _parse_cuts(cuts), out)
 
 
@@ -137,6 +145,7 @@ def _distill(
     epochs: int,
     learning_rate: float,
     shortlist: int,
+    threads: int,
 ) -> None:
     from collm.tune.distill import DistillConfig, distill
 
@@ -147,6 +156,7 @@ def _distill(
         epochs=epochs,
         learning_rate=learning_rate,
         shortlist=shortlist,
+        threads=threads,
     )
     distill(backbone, config)
 

@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +60,7 @@ class DistillConfig:
     clip: float = 1.0
     seed: int = 0
     max_steps: int | None = None
+    threads: int = 0  # 0: one a core
 
     def settings(self, chats: int) -> str:
         """What must be equal for a checkpoint to be resumed."""
@@ -86,7 +91,8 @@ def cross_entropy(
 ) -> tuple[float, Tensor]:
     """Mean cross-entropy of exit against target in nats, and its gradient at `normed_ND`.
 
-    Less the target's entropy it is KL(target || exit), with the same gradient. By hand, since the unembedding is frozen: softmax minus target, times the unembedding.
+    Less the target's entropy it is KL(target || exit), with the same gradient: softmax minus
+    target, times the unembedding. By hand, since the unembedding is frozen.
     """
     rows = len(normed_ND)
     gradient_ND = torch.empty_like(normed_ND)
@@ -99,10 +105,34 @@ def cross_entropy(
     return total / rows, gradient_ND.div_(rows)
 
 
-class Distiller:
-    """Heads, optimizer and schedule of one run."""
+@contextmanager
+def one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of `threads` workers (0: one a core), with PyTorch's own parallelism off meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
-    def __init__(self, backbone: Backbone, config: DistillConfig, split: Split, steps: int) -> None:
+
+class Distiller:
+    """Heads, optimizer and schedule of one run.
+
+    One core an exit, not all cores in every product: the exits meet once a step only, so that a
+    core lost to another program does not stall the rest at each barrier.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: DistillConfig,
+        split: Split,
+        steps: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.pool = pool
         self.backbone = backbone
         self.config = config
         self.split = split
@@ -137,30 +167,37 @@ class Distiller:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * share
         rope = rope_tables(self.backbone.shape, torch.arange(batch.rows_BT.shape[1]))
-        with torch.no_grad():
-            final_ND = self.backbone.norm(batch.states_CBTD[-1][batch.rows_BT])
-            target_NS = (final_ND @ self.unembedding_SD.T).softmax(dim=-1)
-            entropy = float(torch.special.entr(target_NS).sum()) / len(target_NS)
-        losses = []
-        for place, head in enumerate(self.heads.values()):
+        final_ND = batch.states_CBTD[-1][batch.rows_BT]
+        target_NS = torch.cat(list(self.pool.map(self._target, final_ND.split(256))))
+        entropy = float(torch.special.entr(target_NS).sum()) / len(target_NS)
+
+        def update(place: int, head: ExitHead) -> float:
             normed_ND = head(batch.states_CBTD[place], rope, batch.rows_BT)
             loss, gradient_ND = cross_entropy(normed_ND.detach(), self.unembedding_SD, target_NS)
             torch.autograd.backward(normed_ND, gradient_ND)
             torch.nn.utils.clip_grad_norm_(head.parameters(), self.config.clip)
-            losses.append(loss - entropy)
+            return float(loss - entropy)
+
+        losses = list(self.pool.map(update, range(len(self.heads)), self.heads.values()))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step_number += 1
         self.rows += int(batch.rows_BT.sum())
         return losses
 
+    @torch.no_grad()
+    def _target(self, final_ND: Tensor) -> Tensor:
+        return (self.backbone.norm(final_ND) @ self.unembedding_SD.T).softmax(dim=-1)
+
     def agreement(self) -> list[float]:
         """Held-out agreement of every exit, 0 to 1."""
         chats, shape = self.split.held_out, self.backbone.shape
-        return [
-            read_out(head, place, chats, shape, self.unembedding_SD, self.shortlist_S).agreement
-            for place, head in enumerate(self.heads.values())
-        ]
+
+        def measure(place: int, head: ExitHead) -> float:
+            readout = read_out(head, place, chats, shape, self.unembedding_SD, self.shortlist_S)
+            return float(readout.agreement)
+
+        return list(self.pool.map(measure, range(len(self.heads)), self.heads.values()))
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -195,8 +232,8 @@ def distill(backbone: Backbone, config: DistillConfig) -> dict[int, ExitHead]:
     ]
     steps = sum(len(plan) for plan in plans)
     steps = min(steps, config.max_steps or steps)
-    run = Distiller(backbone, config, split, steps)
-    with progress_bar() as progress:
+    with one_core_each(config.threads) as pool, progress_bar() as progress:
+        run = Distiller(backbone, config, split, steps, pool)
         bar = progress.add_task("distilling", total=steps, completed=run.step_number)
         begins, saved = 0, time.monotonic()
         for epoch, plan in enumerate(plans, start=1):

@@ -43,7 +43,7 @@ class SynthesisConfig:
     """How much text to write, and how. Lengths are in tokens."""
 
     folder: Path
-    tokens: int = 200_000
+    tokens: int = 146_000
     cuts: tuple[int, ...] = (5, 10, 15, 20)
     slots: int = 192
     max_length: int = 288

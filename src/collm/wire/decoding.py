@@ -10,7 +10,8 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from collm.errors import ProtocolError
+from collm.config import Sampling
+from collm.errors import PromptError, ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
@@ -29,7 +30,6 @@ from collm.wire.messages import (
     Hello,
     Pong,
     Refusal,
-    SamplingMessage,
     Token,
     Verdict,
     Verify,
@@ -167,21 +167,18 @@ def _generate(body: pb.Generate, limits: Limits) -> Generate:
     )
 
 
-def _sampling(body: pb.Sampling, limits: Limits) -> SamplingMessage:
-    # A message without sampling has zeros here, and top_p 0 is refused.
-    if checks.finite("temperature", body.temperature) < 0:
-        raise ProtocolError(f"temperature is {body.temperature}; it must not be negative")
-    if not 0 < checks.finite("top_p", body.top_p) <= 1:
-        raise ProtocolError(f"top_p is {body.top_p}; it must be above 0 and at most 1")
-    if checks.finite("repetition penalty", body.repetition_penalty) <= 0:
-        raise ProtocolError(f"repetition penalty is {body.repetition_penalty}; it must be above 0")
-    return SamplingMessage(
-        temperature=body.temperature,
-        top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
-        top_p=body.top_p,
-        seed=body.seed,
-        repetition_penalty=body.repetition_penalty,
-    )
+def _sampling(body: pb.Sampling, limits: Limits) -> Sampling:
+    try:
+        return Sampling(
+            temperature=body.temperature,
+            top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
+            # A message without sampling has zeros here, and top_p 0 is refused.
+            top_p=body.top_p,
+            seed=body.seed,
+            repetition_penalty=body.repetition_penalty,
+        )
+    except PromptError as error:
+        raise ProtocolError(f"sampling: {error}") from None
 
 
 def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from google.protobuf.message import EncodeError
 
+from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
 from collm.wire.codec import carries_rows, encode_rows
@@ -25,7 +26,6 @@ from collm.wire.messages import (
     Hello,
     Pong,
     Refusal,
-    SamplingMessage,
     Token,
     Verdict,
     Verify,
@@ -117,5 +117,5 @@ def _append(message: Append, wire_format: str) -> pb.Append:
     )
 
 
-def _sampling(sampling: SamplingMessage) -> pb.Sampling:
+def _sampling(sampling: Sampling) -> pb.Sampling:
     return pb.Sampling(**vars(sampling))

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from collm.config import Sampling
+
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
 PROTOCOL_MINOR = 0
@@ -33,20 +35,6 @@ FINISH_REASONS = frozenset({"stop", "length", "context"})
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 """Hidden states at the cut, f32 [positions, hidden]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingMessage:
-    """How a token is chosen from logits; `temperature` 0 is greedy, `top_k` 0 is off."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    """In (0, 1]; 1 is off."""
-    seed: int
-    """0 to 2**64 - 1."""
-    repetition_penalty: float
-    """Above 0; 1 is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +83,7 @@ class Verify:
     epoch: int
     base: int
     draft: tuple[int, ...]
-    sampling: SamplingMessage
+    sampling: Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +94,7 @@ class Generate:
     base: int
     max_tokens: int
     stop_ids: tuple[int, ...]
-    sampling: SamplingMessage
+    sampling: Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

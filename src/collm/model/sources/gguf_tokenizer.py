@@ -105,9 +105,7 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     )
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
     spaces = normalizers.Replace(" ", "▁")
-    made.normalizer = (
-        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    )
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     return made

@@ -48,7 +48,7 @@ class SafetensorsCheckpoint:
                 reader = safe_open(file, framework="np")
             except (SafetensorError, OSError, ValueError) as error:
                 raise SourceError(f"{file}: truncated or damaged safetensors: {error}") from None
-            self._readers |= {_plain(name): (reader, name) for name in reader.keys()}
+            self._readers |= {_plain(name): (reader, name) for name in reader.keys()}  # noqa: SIM118
 
     def has(self, name: str) -> bool:
         return name in self._readers

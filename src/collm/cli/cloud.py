@@ -1,0 +1,43 @@
+"""`collm cloud`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from collm.cli.options import ThreadsOption, thread_count
+from collm.limits import DEFAULT_LIMITS
+from collm.model.artifact import Artifact
+from collm.serve.cloud_process import run_cloud
+
+
+def cloud_command(
+    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = (
+        "127.0.0.1:50051"
+    ),
+    threads: ThreadsOption = 0,
+    spawned: Annotated[
+        bool, typer.Option(hidden=True, help="End with standard input; print only the address.")
+    ] = False,
+) -> None:
+    """Serve the deeper layers to edges, until interrupted."""
+    opened = Artifact(artifact)
+
+    def ready(address: str) -> None:
+        if spawned:
+            print(address, flush=True)
+        else:
+            name = opened.manifest.name
+            print(f"serving {name} ({opened.fingerprint[:12]}) on {address}", flush=True)
+
+    run_cloud(
+        opened,
+        listen=listen,
+        threads=thread_count(threads),
+        limits=DEFAULT_LIMITS,
+        ready=ready,
+        until_stdin_closes=spawned,
+    )

@@ -1,0 +1,56 @@
+"""`collm info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from collm.cli.options import JsonOption
+from collm.cli.show import megabytes, plain_table
+from collm.model.artifact import Artifact
+
+
+def info_command(
+    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    verify: Annotated[bool, typer.Option(help="Hash every file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an artifact is made of."""
+    opened = Artifact(artifact)
+    manifest, arch = opened.manifest, opened.architecture
+    if verify:
+        for name in manifest.files:
+            opened.path(name)
+    if as_json:
+        data = manifest.to_json()
+        data.pop("chat_template")
+        typer.echo(json.dumps({"fingerprint": opened.fingerprint, "verified": verify} | data))
+        return
+    console = Console()
+    console.print(
+        f"{manifest.name}: {arch.family}, {arch.layers} layers, hidden size {arch.hidden_size}, "
+        f"vocabulary {arch.vocab_size:,}, context {arch.context_length:,}\n"
+        f"weights {manifest.weights}, fingerprint {opened.fingerprint}"
+        + (", every file verified" if verify else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = plain_table("Blocks", ["layers", "size"])
+    for block in manifest.blocks:
+        weights = block.graph.removesuffix(".onnx") + ".data"
+        size = manifest.files[weights].bytes + manifest.files[block.graph].bytes
+        table.add_row(f"{block.first} to {block.last - 1}", megabytes(size))
+    table.add_row("head", megabytes(manifest.files["heads/full.data"].bytes))
+    console.print(table)
+    table = plain_table("Exits", ["after layer", "kind", "vocabulary", "held-out agreement"])
+    for entry in manifest.exits:
+        training = json.loads(entry.training) if entry.training.startswith("{") else {}
+        agreement = training.get("agreement")
+        known = f"{agreement:.1%}" if isinstance(agreement, float) else "untrained"
+        vocabulary = manifest.heads[entry.head].vocabulary
+        table.add_row(str(entry.cut), entry.kind, f"{vocabulary:,}", known)
+    console.print(table)

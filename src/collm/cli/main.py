@@ -1,0 +1,64 @@
+"""`collm`: the verbs gathered, and errors turned into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from collm import __version__
+from collm.cli.bench import bench
+from collm.cli.build import add_exit_command, build_command
+from collm.cli.cloud import cloud_command
+from collm.cli.demo import demo_command
+from collm.cli.info import info_command
+from collm.cli.run import run_command
+from collm.errors import CollmError
+
+app = typer.Typer(
+    name="collm",
+    help="Share a language model between a small device and the cloud, token by token.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("build")(build_command)
+app.command("add-exit")(add_exit_command)
+app.command("info")(info_command)
+app.command("run")(run_command)
+app.command("cloud")(cloud_command)
+app.command("demo")(demo_command)
+app.add_typer(bench, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        typer.echo(f"collm {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        code = app(standalone_mode=False)
+    except CollmError as error:
+        _fail(f"error: {error}", 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; Python would complain at exit
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

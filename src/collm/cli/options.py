@@ -1,0 +1,31 @@
+"""Options that several verbs share, and what they parse into."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from collm.errors import PlacementError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ThreadsOption = Annotated[
+    int, typer.Option(min=0, max=256, help="Compute threads; 0 takes what the machine has.")
+]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Comma-separated layer numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise PlacementError(
+            f"{option} {text!r}: expected layer numbers separated by commas, such as 5,15"
+        ) from None
+
+
+def thread_count(threads: int, processes: int = 1) -> int:
+    """`threads`, or this machine's cores shared among so many processes."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return threads or max(1, (available or 1) // processes)

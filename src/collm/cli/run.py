@@ -1,0 +1,170 @@
+"""`collm run`."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+
+from collm.cli.options import JsonOption, ThreadsOption, numbers, thread_count
+from collm.cli.prompts import read_prompts, record_ids
+from collm.cli.show import Palette, account_line, print_piece
+from collm.config import Generation, Sampling
+from collm.errors import PromptError
+from collm.limits import DEFAULT_LIMITS
+from collm.link.base import Link
+from collm.link.grpc_client import connect
+from collm.model.artifact import Artifact
+from collm.model.manifest import Manifest
+from collm.serve.spawn import spawned_cloud
+from collm.session.edge import Answer, Edge
+from collm.session.events import Account
+
+
+@contextmanager
+def cloud_link(
+    artifact: Path, cloud: str | None, threads: int
+) -> Iterator[Callable[[], Link] | None]:
+    """What makes a link to the cloud that the user named; `spawn` starts one."""
+    with ExitStack() as stack:
+        if cloud is None:
+            yield None
+            return
+        address = cloud
+        if cloud == "spawn":
+            spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
+            address = stack.enter_context(spawned)
+        yield lambda: connect(address, DEFAULT_LIMITS)
+
+
+def default_placement(manifest: Manifest) -> int:
+    """The cut nearest to half the model's layers."""
+    half = manifest.architecture.layers / 2
+    return min(manifest.cuts, key=lambda cut: abs(cut - half), default=manifest.architecture.layers)
+
+
+def run_command(
+    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='JSONL: {"prompt": …} or {"messages": […]} a line.')
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="verified (lossless), cloud (remote alone) or standalone.")
+    ] = "verified",
+    cloud: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a cloud, or spawn to start one here.")
+    ] = None,
+    placement: Annotated[
+        int | None, typer.Option(help="Layers on the edge: a cut, 0, or all of them.")
+    ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Exits in use, such as 5,15; default: all on the edge.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    threshold: Annotated[
+        float, typer.Option(help="Confidence from which an exit's token is taken, 0 to 1.")
+    ] = 0.6,
+    draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest up to this sum.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string (repeatable).")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option(help="Go on after the end of the text.")] = False,
+    raw: Annotated[bool, typer.Option(help="No chat template around PROMPT.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt, each token coloured by where it was made."""
+    generation = Generation(
+        mode=mode,
+        max_tokens=max_tokens,
+        threshold=threshold,
+        draft=draft,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        sampling=Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+        ),
+    )
+    if (prompt is None) == (prompts is None):
+        raise PromptError("give either a PROMPT or --prompts FILE")
+    records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
+    before = psutil.Process().memory_info().rss
+    opened = Artifact(artifact)
+    placed = default_placement(opened.manifest) if placement is None else placement
+    cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
+    with cloud_link(artifact, cloud, cores) as linked:
+        edge = Edge(
+            opened,
+            mode=mode,
+            placement=placed,
+            exits=None if exits is None else numbers("--exits", exits),
+            threads=cores,
+            connect=linked,
+        )
+        model_bytes = psutil.Process().memory_info().rss - before
+        for record in records:
+            answer = edge.answer(record_ids(edge.tokenizer, record, raw=raw), generation)
+            if as_json:
+                report = account_json(answer.finish(), edge, model_bytes)
+                typer.echo(json.dumps(report, ensure_ascii=False))
+            else:
+                _show(answer, Palette(edge.exits))
+
+
+def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, Any]:
+    """One answer as `--json` prints it."""
+    return {
+        "mode": account.mode,
+        "placement": edge.placement,
+        "exits": list(edge.exits),
+        "text": account.text,
+        "finish_reason": account.finish_reason,
+        "prompt_tokens": account.prompt_tokens,
+        "token_ids": account.token_ids,
+        "tokens": [
+            {"id": t.token_id, "source": t.source, "confidence": t.confidence}
+            for t in account.tokens
+        ],
+        "rounds": account.rounds,
+        "drafted": account.drafted,
+        "bytes_up": account.bytes_up,
+        "bytes_down": account.bytes_down,
+        "edge_seconds": account.edge_seconds,
+        "cloud_seconds": account.cloud_seconds,
+        "wall_seconds": account.wall_seconds,
+        "first_token_seconds": account.first_token_seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "model_bytes": model_bytes,
+        "fingerprint": edge.artifact.fingerprint,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has been resident in."""
+    scale = 1 if psutil.MACOS else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _show(answer: Answer, palette: Palette) -> None:
+    console = Console(highlight=False)
+    for piece in answer:
+        print_piece(console, palette, piece)
+    console.print()
+    console.print(account_line(answer.account), style="dim")

@@ -1,0 +1,73 @@
+"""How answers look in a terminal: a colour for every place where a token can be made."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from collm.session.events import Account, Piece
+
+_EXIT_COLOURS = ("bright_green", "bright_cyan", "bright_blue", "bright_magenta")
+_CLOUD_COLOUR = "bright_yellow"
+
+
+class Palette:
+    """A style per source: exits from the shallowest on, the cloud, the whole model."""
+
+    def __init__(self, exits: tuple[int, ...]) -> None:
+        self._styles = {
+            f"exit@{cut}": Style(color=_EXIT_COLOURS[i % len(_EXIT_COLOURS)])
+            for i, cut in enumerate(exits)
+        }
+        self._styles["cloud"] = Style(color=_CLOUD_COLOUR)
+        self._styles["edge"] = Style(color="white")
+
+    def style(self, source: str) -> Style:
+        """The style of a token made at `source`."""
+        return self._styles.get(source, Style())
+
+    def legend(self, sources: list[str]) -> Text:
+        """The sources, each in its colour."""
+        line = Text("tokens by where they were made: ")
+        for source in sources:
+            line.append(f" {source} ", self.style(source) + Style(reverse=True))
+            line.append("  ")
+        return line
+
+
+def print_piece(console: Console, palette: Palette, piece: Piece) -> None:
+    """One more piece of an answer, as it comes."""
+    text = Text(piece.text, palette.style(piece.token.source))
+    console.print(text, end="", soft_wrap=True)
+    console.file.flush()
+
+
+def account_line(account: Account) -> str:
+    """An answer in one line."""
+    made = ", ".join(f"{source} {count}" for source, count in sorted(account.sources.items()))
+    speed = len(account.tokens) / max(account.wall_seconds, 1e-9)
+    return (
+        f"{len(account.tokens)} tokens ({made}), {account.rounds} round trips, "
+        f"{kilobytes(account.bytes_up)} up, {kilobytes(account.bytes_down)} down, "
+        f"{speed:.1f} tokens/s"
+    )
+
+
+def plain_table(title: str, columns: list[str]) -> Table:
+    """A table whose first column is words and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def kilobytes(count: int) -> str:
+    """Bytes for people, 1 kB = 1000 B."""
+    return f"{count / 1000:.1f} kB"
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people, 1 MB = 1,000,000 B."""
+    return f"{count / 1e6:.0f} MB"

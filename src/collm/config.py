@@ -1,0 +1,67 @@
+"""Settings of one generation, checked when made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from collm.errors import PromptError
+
+MODES = ("verified", "cloud", "standalone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is chosen from logits. The defaults are greedy.
+
+    A sampled token is a function of (logits, seed, position) only, so that edge and cloud
+    choose alike. Raises PromptError for values out of range.
+    """
+
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens whose probabilities just reach this sum."""
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens seen before (CTRL, 2019)."""
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, 0.0, 100.0)
+        _require("top-k", self.top_k, 0, 2**24)
+        _require("top-p", self.top_p, 1e-6, 1.0)
+        _require("seed", self.seed, 0, 2**64 - 1)
+        _require("repetition penalty", self.repetition_penalty, 0.01, 100.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One answer: which mode, how long, how bold the drafts."""
+
+    mode: str = "verified"
+    max_tokens: int = 128
+    threshold: float = 0.6
+    """An exit's guess is taken while its calibrated confidence is at least this."""
+    draft: int = 8
+    """Most tokens drafted before the cloud is asked."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these strings."""
+    ignore_eos: bool = False
+    """Go on after the end-of-text token (for measurements of fixed length)."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise PromptError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        _require("max tokens", self.max_tokens, 1, 1_000_000)
+        _require("threshold", self.threshold, 0.0, 1.0)
+        _require("draft length", self.draft, 1, 128)
+        if any(not text for text in self.stop):
+            raise PromptError("a stop string is empty; expected at least one character")
+
+
+def _require(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise PromptError(f"{name} {value}: expected {low:g} to {high:g}")

@@ -1,0 +1,60 @@
+"""A cloud process: a stage behind a gRPC server, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from collm.limits import Limits
+from collm.link.grpc_server import serve
+from collm.model.artifact import Artifact
+from collm.runtime.stage import Stage
+from collm.session.cloud import CloudService
+
+
+def run_cloud(
+    artifact: Artifact,
+    *,
+    listen: str,
+    threads: int,
+    limits: Limits,
+    ready: Callable[[str], None],
+    until_stdin_closes: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM (or, if asked, the end of standard input).
+
+    ready: called with the address once sessions are taken. Raises LinkError, ArtifactError.
+    """
+    stage = Stage(artifact, range(artifact.architecture.layers), threads=threads, limits=limits)
+    service = CloudService(stage, limits)
+    asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes))
+
+
+async def _serve(
+    service: CloudService,
+    listen: str,
+    limits: Limits,
+    ready: Callable[[str], None],
+    until_stdin_closes: bool,
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if until_stdin_closes:
+        # The parent's end of the pipe closes however the parent dies.
+        loop.add_reader(sys.stdin.fileno(), lambda: _drain(stop))
+    server = await serve(service, listen, limits)
+    try:
+        ready(server.address)
+        await stop.wait()
+    finally:
+        await server.stop()
+
+
+def _drain(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        stop.set()

@@ -1,0 +1,217 @@
+"""The cloud's side of a session: pending hidden states, catch-up in one batch, verdicts.
+
+A `CloudConversation` holds what its client appended. Asked to verify, it runs *all* pending
+positions through its blocks in one call, which both fills the cache of the tokens that exited
+early at the edge and gives the logits that judge them. By the two-row rule the result does not
+depend on how the positions were grouped.
+
+Not covered: eviction, resuming a lost session.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+
+from collm import __version__
+from collm.errors import CollmError, ContextFull, ProtocolError
+from collm.limits import Limits
+from collm.policy.sampling import choose, log_probability
+from collm.runtime.stage import Stage, StageSession
+from collm.wire.codec import WIRE_FORMATS
+from collm.wire.encoding import decode_client, encode
+from collm.wire.handshake import check_hello, refusal_for
+from collm.wire.messages import (
+    PROTOCOL_MINOR,
+    Append,
+    Bye,
+    CloudMessage,
+    Crop,
+    Finished,
+    Generate,
+    Heartbeat,
+    Hello,
+    Pong,
+    Token,
+    Verdict,
+    Verify,
+    Welcome,
+)
+
+
+class CloudService:
+    """All sessions of one cloud process; they share the weights of one stage."""
+
+    def __init__(self, stage: Stage, limits: Limits) -> None:
+        self.stage = stage
+        self.limits = limits
+
+    def open(self, peer: str) -> CloudConversation:
+        """A conversation for a new client; it takes no memory before its Hello is accepted."""
+        return CloudConversation(self.stage, self.limits)
+
+    def refusal(self, error: CollmError) -> bytes:
+        """The frame that tells a client why its session ends."""
+        return encode(refusal_for(error))
+
+
+class CloudConversation:
+    """One client's session. Its methods never run at the same time."""
+
+    def __init__(self, stage: Stage, limits: Limits) -> None:
+        self._stage = stage
+        self._limits = limits
+        self._session: StageSession | None = None
+        self._wire_format = "ids"
+        self._ids: list[int] = []
+        self._epoch = 0
+
+    def receive(self, frame: bytes) -> Iterator[bytes]:
+        """Take one frame, yield the replies as they are made."""
+        hidden_size = self._stage.architecture.hidden_size
+        message = decode_client(frame, self._limits, self._wire_format, hidden_size)
+        if isinstance(message, Hello):
+            yield encode(self._hello(message))
+            return
+        if isinstance(message, Heartbeat):
+            yield encode(Pong(nonce=message.nonce))
+            return
+        if isinstance(message, Bye):
+            self.close()
+            return
+        session = self._session
+        if session is None:
+            raise ProtocolError(f"{type(message).__name__} before Hello")
+        if isinstance(message, Append):
+            self._append(session, message)
+        elif isinstance(message, Verify):
+            yield encode(self._verify(session, message))
+        elif isinstance(message, Generate):
+            for reply in self._generate(session, message):
+                yield encode(reply)
+        elif isinstance(message, Crop):
+            self._crop(session, message.position, message.epoch)
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _hello(self, hello: Hello) -> Welcome:
+        if self._session is not None:
+            raise ProtocolError("a second Hello")
+        stage = self._stage
+        check_hello(
+            hello,
+            fingerprint=stage.artifact.fingerprint,
+            cuts=stage.bounds[:-1],
+            wire_formats=WIRE_FORMATS,
+        )
+        self._session = stage.open(hello.cut)
+        self._wire_format = hello.wire_format
+        return Welcome(
+            protocol_minor=PROTOCOL_MINOR,
+            position=0,
+            software=f"collm {__version__}",
+            session_id=uuid.uuid4().hex,
+            max_positions=self._session.max_positions,
+            model_layers=stage.architecture.layers,
+        )
+
+    def _append(self, session: StageSession, message: Append) -> None:
+        """Idempotent: what is held already, or was sent before a crop, changes nothing."""
+        if message.epoch < self._epoch:
+            return
+        if message.epoch > self._epoch:
+            raise ProtocolError(f"epoch {message.epoch}; this session is at {self._epoch}")
+        if message.base > session.position:
+            raise ProtocolError(
+                f"positions from {message.base} on, but {session.position} is the next wanted"
+            )
+        ids = message.token_ids[session.position - message.base :]
+        if not ids:
+            return
+        vocabulary = self._stage.architecture.vocab_size
+        if max(ids) >= vocabulary:
+            raise ProtocolError(f"token id {max(ids)}; the vocabulary has {vocabulary}")
+        if message.rows is None:
+            session.append_ids(ids)
+        else:
+            session.append_hidden(message.rows[-len(ids) :])
+        self._ids.extend(ids)
+
+    def _verify(self, session: StageSession, message: Verify) -> Verdict:
+        end = message.base + len(message.draft) + 1
+        self._check(session, message.epoch, end)
+        if tuple(self._ids[message.base + 1 : end]) != message.draft:
+            raise ProtocolError("the draft is not what was appended")
+        started = time.perf_counter()
+        logits = session.logits(message.base)
+        seen = set(self._ids[: message.base + 1])
+        logprobs: list[float] = []
+        for offset, drafted in enumerate((*message.draft, None)):
+            row = logits[offset]
+            token = choose(row, message.sampling, message.base + offset + 1, seen)
+            logprobs.append(log_probability(row, token))
+            if token != drafted:
+                break
+            seen.add(token)
+        accepted = len(logprobs) - 1
+        if accepted < len(message.draft):
+            self._crop(session, message.base + accepted + 1, self._epoch + 1)
+        return Verdict(
+            epoch=message.epoch,
+            base=message.base,
+            accepted=accepted,
+            next_token=token,
+            logprob=logprobs[-1],
+            cloud_seconds=time.perf_counter() - started,
+            logprobs_accepted=tuple(logprobs[:-1]),
+        )
+
+    def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage]:
+        self._check(session, message.epoch, message.base)
+        if self._wire_format != "ids":
+            raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
+        seen = set(self._ids)
+        for step in range(message.max_tokens):
+            started = time.perf_counter()
+            logits = session.logits(session.position - 1)[-1]
+            token = choose(logits, message.sampling, session.position, seen)
+            logprob = log_probability(logits, token)
+            yield Token(
+                epoch=message.epoch,
+                position=session.position,
+                token_id=token,
+                logprob=logprob,
+                cloud_seconds=time.perf_counter() - started,
+            )
+            if token in message.stop_ids:
+                yield Finished(epoch=message.epoch, reason="stop")
+                return
+            if step + 1 == message.max_tokens:
+                break
+            try:
+                session.append_ids([token])
+            except ContextFull:
+                yield Finished(epoch=message.epoch, reason="context")
+                return
+            self._ids.append(token)
+            seen.add(token)
+        yield Finished(epoch=message.epoch, reason="length")
+
+    def _check(self, session: StageSession, epoch: int, position: int) -> None:
+        if epoch != self._epoch or position != session.position or position == 0:
+            raise ProtocolError(
+                f"epoch {epoch}, {position} positions; this session holds epoch {self._epoch}, "
+                f"{session.position} positions"
+            )
+
+    def _crop(self, session: StageSession, position: int, epoch: int) -> None:
+        if epoch != self._epoch + 1:
+            raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
+        session.crop(position)
+        del self._ids[position:]
+        self._epoch = epoch

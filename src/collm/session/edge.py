@@ -1,0 +1,157 @@
+"""The edge: a device's share of the model, and answers from it.
+
+::
+
+    edge = Edge(artifact, mode="verified", placement=15, connect=lambda: connect("host:50051"))
+    answer = edge.answer(edge.tokenizer.encode_chat([...]), Generation())
+    for piece in answer:
+        print(piece.text, end="")
+    answer.account.rounds
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from collm.config import Generation
+from collm.errors import PlacementError, PromptError
+from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link.base import Link
+from collm.model.artifact import Artifact, check_placement
+from collm.runtime.stage import Stage
+from collm.session import modes
+from collm.session.client import CloudClient
+from collm.session.events import Account, Piece
+from collm.session.run import Run
+from collm.session.text import TextOut
+
+_LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
+    "verified": modes.verified,
+    "cloud": modes.cloud,
+    "standalone": modes.standalone,
+}
+
+
+class Edge:
+    """Loads what `mode` and `placement` need, and nothing else.
+
+    placement: layers on this device, a cut, 0 or all of them. exits: cuts whose exits are
+    used, None for all at or below the placement. connect: makes a link to the cloud.
+    Raises PlacementError, ArtifactError.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        mode: str,
+        placement: int,
+        exits: Sequence[int] | None = None,
+        threads: int = 1,
+        connect: Callable[[], Link] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        check_placement(artifact.manifest, placement)
+        self.artifact = artifact
+        self.tokenizer = artifact.tokenizer()
+        self.mode = mode
+        self.placement = placement
+        self._connect = connect
+        self._limits = limits
+        self._is_whole = placement == artifact.architecture.layers
+        chosen = artifact.exits(None if exits is None else tuple(exits), placement)
+        # An exact answer of the whole model needs no guesses.
+        guesses = mode == "standalone" or (mode == "verified" and not self._is_whole)
+        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
+        if mode == "standalone" and not self.exits and not self._is_whole:
+            raise PlacementError(
+                f"standalone with {placement} layers has no exit to answer from; expected a "
+                f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
+            )
+        self.stage: Stage | None = None
+        if mode != "cloud":
+            self.stage = Stage(
+                artifact, range(placement), exits=self.exits, threads=threads, limits=limits
+            )
+
+    def answer(self, prompt_ids: Sequence[int], generation: Generation) -> Answer:
+        """Start an answer; iterate over it. Raises PromptError for prompts that do not fit."""
+        if generation.mode != self.mode:
+            raise PromptError(f"this edge was loaded for {self.mode}, not {generation.mode}")
+        context = self.artifact.architecture.context_length
+        if not prompt_ids:
+            raise PromptError("the prompt is empty; expected at least one token")
+        if len(prompt_ids) >= context:
+            raise PromptError(
+                f"the prompt has {len(prompt_ids)} tokens, the model's context is {context}; "
+                "shorten the prompt"
+            )
+        eos = frozenset() if generation.ignore_eos else self.tokenizer.eos_ids
+        run = Run(
+            generation=generation,
+            stop_ids=eos,
+            ids=list(prompt_ids),
+            account=Account(mode=generation.mode, prompt_tokens=len(prompt_ids)),
+            stage=self.stage,
+            exits=self.exits,
+            open_client=self._open_client if self._connect else None,
+            max_positions=context,
+        )
+        loop = _LOOPS[generation.mode]
+        if self._is_whole and generation.mode == "verified":
+            loop = modes.whole
+        return Answer(run, loop, TextOut(self.tokenizer, generation.stop))
+
+    def _open_client(self, cut: int) -> CloudClient:
+        assert self._connect is not None
+        link = self._connect()
+        try:
+            return CloudClient(
+                link, fingerprint=self.artifact.fingerprint, cut=cut, limits=self._limits
+            )
+        except BaseException:
+            link.close()
+            raise
+
+
+class Answer:
+    """An answer under way: iterate for its pieces; `account` is complete afterwards."""
+
+    def __init__(self, run: Run, loop: Callable[[Run], modes.Tokens], text: TextOut) -> None:
+        self.account = run.account
+        self._run = run
+        self._loop = loop
+        self._text = text
+
+    def __iter__(self) -> Iterator[Piece]:
+        account, text, started = self.account, self._text, time.perf_counter()
+        tokens = self._loop(self._run)
+        try:
+            for token in tokens:
+                if not account.tokens:
+                    account.first_token_seconds = time.perf_counter() - started
+                if token.token_id in self._run.stop_ids:
+                    account.finish_reason = "stop"
+                    break
+                account.tokens.append(token)
+                piece = text.push(token.token_id)
+                account.text += piece
+                account.wall_seconds = time.perf_counter() - started
+                yield Piece(token=token, text=piece)
+                if text.stopped:
+                    account.finish_reason = "stop"
+                    break
+            rest = text.flush()
+            account.text += rest
+            if rest and account.tokens:
+                yield Piece(token=account.tokens[-1], text=rest)
+        finally:
+            tokens.close()
+            account.wall_seconds = time.perf_counter() - started
+
+    def finish(self) -> Account:
+        """Run to the end and return the account."""
+        for _ in self:
+            pass
+        return self.account
