@@ -48,7 +48,7 @@ class Limits:
     max_exit_bytes: int = 2**30
 
     # deadlines
-    connect_seconds: float = 5.0
+    connect_seconds: float = 4.0
     send_seconds: float = 10.0
     """Longest wait for room when the other side of a link takes no frames."""
     linger_seconds: float = 0.5

@@ -37,9 +37,7 @@ LIMITS = Limits()
 HIDDEN = 8
 ROWS = np.random.default_rng(3).standard_normal((3, HIDDEN)).astype(np.float32)
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, repetition_penalty=1.0)
-WARM = Sampling(
-    temperature=0.7, top_k=40, top_p=0.95, seed=2**64 - 1, repetition_penalty=1.1
-)
+WARM = Sampling(temperature=0.7, top_k=40, top_p=0.95, seed=2**64 - 1, repetition_penalty=1.1)
 
 HELLO = Hello(
     protocol_major=1,
