@@ -25,7 +25,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test exact check bench clean
 
 help: ## Show this
 	@echo "CoLLM: a language model shared between a device and the cloud"
@@ -36,6 +36,9 @@ demo: $(STAMPS)/base $(STAMPS)/model ## Share the embedded model between an edge
 
 test: $(STAMPS)/dev $(STAMPS)/model ## Run every test: unit, contract, fuzz, end to end
 	@$(BIN)/python -m pytest $(ARGS)
+
+exact: $(STAMPS)/dev $(STAMPS)/model ## Compare verified, cloud and whole text token by token: 20 prompts, long (half an hour)
+	@$(BIN)/python -m pytest tests/e2e/test_exact.py -m slow -x -v $(ARGS)
 
 check: $(STAMPS)/dev ## Run ruff, mypy and import-linter
 	@status=0; \

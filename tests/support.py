@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 
 from collm.model.artifact import Artifact
 from collm.model.build import build
-from collm.model.families import family
+from collm.model.families import architecture_of
 from collm.model.quantize import Quantised
 from collm.model.sources import open_checkpoint
 from collm.model.tokenizer import TokenizerFiles
@@ -74,7 +74,7 @@ class RandomCheckpoint:
 
     def __init__(self, *, seed: int = 0, model_type: str = "llama", **changes: Any) -> None:
         self.config: dict[str, Any] = {**TINY, **changes}
-        self.architecture = family(model_type, "test").architecture(self.config)
+        self.architecture = architecture_of(model_type, self.config, "test")
         self._seed = seed
 
     def has(self, name: str) -> bool:

@@ -33,6 +33,9 @@ class Packer:
         """All weights of one decoder layer."""
         p = f"model.layers.{layer}"
         arch, attention, mlp = self._checkpoint.architecture, f"{p}.self_attn", f"{p}.mlp"
+        for matrix in (f"{attention}.o", f"{mlp}.gate", f"{mlp}.up", f"{mlp}.down"):
+            if self._checkpoint.has(bias := f"{matrix}_proj.bias"):
+                raise SourceError(f"the checkpoint has {bias}, and such a bias is not supported")
         # Gemma has four norms; its `post_attention_layernorm` is another one than Llama's.
         norm_2 = "pre_feedforward_layernorm" if arch.post_norms else "post_attention_layernorm"
         return LayerWeights(

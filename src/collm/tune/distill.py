@@ -63,11 +63,13 @@ class DistillConfig:
     threads: int = 0  # 0: one a core
 
     def settings(self, chats: int) -> str:
-        """What must be equal for a checkpoint to be resumed."""
+        """What must be equal for a checkpoint to be resumed.
+
+        Not the number of epochs: a resumed run may be longer or shorter than it was begun.
+        """
         kept = (
             "cuts",
             "shortlist",
-            "epochs",
             "batch_tokens",
             "learning_rate",
             "weight_decay",

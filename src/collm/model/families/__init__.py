@@ -35,3 +35,14 @@ def family(model_type: str, where: str) -> Family:
             f"supported are {', '.join(SUPPORTED)}"
         )
     return cast(Family, import_module(f"{__name__}.{model_type}"))
+
+
+def architecture_of(model_type: str, config: Mapping[str, Any], where: str) -> Architecture:
+    """Read a `config.json`. Raises SourceError for whatever is missing or makes no model."""
+    chosen = family(model_type, where)
+    try:
+        return chosen.architecture(config)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise SourceError(
+            f"{where}: missing or malformed field ({error}), as a model of type {model_type}"
+        ) from None

@@ -39,42 +39,44 @@ def dense_decoder(config: Mapping[str, Any], model_type: str, **changes: Any) ->
     """An Architecture from the fields that every dense decoder's config has.
 
     `changes` are the fields in which a family differs. Raises SourceError for a config that
-    lacks a field or asks for something the graphs do not do.
+    asks for something the graphs do not do; `architecture_of` sees to missing fields.
     """
     where = f"config of {model_type}"
-    try:
-        layers = int(config["num_hidden_layers"])
-        hidden_size = int(config["hidden_size"])
-        heads = int(config["num_attention_heads"])
-        head_size = int(config.get("head_dim") or hidden_size // heads)
-        activation = str(config.get("hidden_act") or config.get("hidden_activation") or "silu")
-        if activation not in _ACTIVATIONS:
-            raise SourceError(f"{where}: activation {activation!r} is not supported")
-        fields: dict[str, Any] = {
-            "family": model_type,
-            "layers": layers,
-            "hidden_size": hidden_size,
-            "heads": heads,
-            "kv_heads": int(config.get("num_key_value_heads") or heads),
-            "head_size": head_size,
-            "ffn_size": int(config["intermediate_size"]),
-            "vocab_size": int(config["vocab_size"]),
-            "context_length": int(config["max_position_embeddings"]),
-            "norm_epsilon": float(config.get("rms_norm_eps", 1e-6)),
-            "layer_rope": (0,) * layers,
-            "layer_window": (0,) * layers,
-            "attention_scale": head_size**-0.5,
-            "activation": _ACTIVATIONS[activation],
-            "tied": bool(config.get("tie_word_embeddings", False)),
-        }
-        fields |= changes
-        if "ropes" not in fields:
-            fields["ropes"] = (rope_from(config, head_size, where),)
-        made = Architecture(**fields)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise SourceError(f"{where}: missing or malformed field: {error}") from None
-    if made.layers < 1 or made.kv_heads < 1 or made.heads % made.kv_heads or made.head_size % 2:
+    layers = int(config["num_hidden_layers"])
+    hidden_size = int(config["hidden_size"])
+    heads = int(config["num_attention_heads"])
+    head_size = int(config.get("head_dim") or hidden_size // heads)
+    activation = str(config.get("hidden_act") or config.get("hidden_activation") or "silu")
+    if activation not in _ACTIVATIONS:
+        raise SourceError(f"{where}: activation {activation!r} is not supported")
+    fields: dict[str, Any] = {
+        "family": model_type,
+        "layers": layers,
+        "hidden_size": hidden_size,
+        "heads": heads,
+        "kv_heads": int(config.get("num_key_value_heads") or heads),
+        "head_size": head_size,
+        "ffn_size": int(config["intermediate_size"]),
+        "vocab_size": int(config["vocab_size"]),
+        "context_length": int(config["max_position_embeddings"]),
+        "norm_epsilon": float(config.get("rms_norm_eps", 1e-6)),
+        "layer_rope": (0,) * layers,
+        "layer_window": (0,) * layers,
+        "attention_scale": head_size**-0.5,
+        "activation": _ACTIVATIONS[activation],
+        "tied": bool(config.get("tie_word_embeddings", False)),
+    }
+    fields |= changes
+    if "ropes" not in fields:
+        fields["ropes"] = (rope_from(config, head_size, where),)
+    made = Architecture(**fields)
+    if made.kv_heads < 1 or made.heads % made.kv_heads or made.head_size % 2:
         raise SourceError(f"{where}: {made.heads} heads over {made.kv_heads} KV heads do not fit")
+    sizes = (made.layers, made.hidden_size, made.heads, made.head_size, made.ffn_size)
+    if min(*sizes, made.vocab_size, made.context_length) < 1:
+        raise SourceError(f"{where}: sizes that make no model; expected them to be positive")
+    if not len(made.layer_window) == len(made.layer_rope) == made.layers:
+        raise SourceError(f"{where}: layer_types does not name every one of {layers} layers")
     return made
 
 

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
 from collm.errors import SourceError
-from collm.model.families import SUPPORTED, family
+from collm.model.families import SUPPORTED, architecture_of
 from collm.model.files import sha256_of
 from collm.model.quantize import Quantised, from_gguf
 from collm.model.sources.gguf_tokenizer import gguf_tokenizer
@@ -69,7 +69,7 @@ class GgufCheckpoint:
         model_type = _MODEL_TYPES[arch]
         self._names = _GEMMA_NAMES if model_type == "gemma3_text" else _LAYER_NAMES
         self._by_name = {self._hugging_face_name(t.name): t for t in self._tensors}
-        self.architecture = family(model_type, str(path)).architecture(self._config(arch))
+        self.architecture = architecture_of(model_type, self._config(arch), str(path))
         # llama.cpp stores these projections' rows pairwise interleaved; ours are half-split.
         self._interleaved = arch == "llama"
         self.name = name or str(self._fields.get("general.name") or path.stem)

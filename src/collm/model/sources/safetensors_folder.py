@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer as HubTokenizer
 
 from collm.errors import SourceError
 from collm.limits import DEFAULT_LIMITS
-from collm.model.families import family
+from collm.model.families import architecture_of, family
 from collm.model.files import sha256_of
 from collm.model.quantize import Quantised
 from collm.model.tokenizer import TokenizerFiles
@@ -35,9 +36,9 @@ class SafetensorsCheckpoint:
         if isinstance(text, dict) and str(text.get("model_type", "")) == "gemma3_text":
             self.config = text
         model_type = str(self.config.get("model_type"))
-        chosen = family(model_type, str(folder / "config.json"))
-        self.architecture = chosen.architecture(self.config)
-        self.norm_offset = chosen.NORM_OFFSET
+        where = str(folder / "config.json")
+        self.norm_offset = family(model_type, where).NORM_OFFSET
+        self.architecture = architecture_of(model_type, self.config, where)
         self.name = folder.resolve().name
         self._files = sorted(folder.glob("*.safetensors"))
         if not self._files:
@@ -75,24 +76,30 @@ class SafetensorsCheckpoint:
             raise SourceError(f"{self._folder}: no tokenizer.json; save it with the fast tokenizer")
         settings = _optional_json(self._folder / "tokenizer_config.json")
         generation = _optional_json(self._folder / "generation_config.json")
-        tokenizer_json = path.read_text(encoding="utf-8")
-        ids = {t["content"]: int(t["id"]) for t in json.loads(tokenizer_json)["added_tokens"]}
+        try:
+            tokenizer_json = path.read_text(encoding="utf-8")
+            hub = HubTokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the Rust side raises bare Exceptions
+            raise SourceError(f"{path}: cannot be read: {error}") from None
         bos, eos = _token(settings.get("bos_token")), _token(settings.get("eos_token"))
         ends = generation.get("eos_token_id", self.config.get("eos_token_id"))
         end_ids = [ends] if isinstance(ends, int) else list(ends or [])
-        if eos in ids:
-            end_ids.append(ids[eos])
+        if (eos_id := hub.token_to_id(eos)) is not None:
+            end_ids.append(eos_id)
         template = settings.get("chat_template")
         separate = self._folder / "chat_template.jinja"
         if template is None and separate.is_file():
             template = separate.read_text(encoding="utf-8")
-        adds_bos = settings.get("add_bos_token", "TemplateProcessing" in tokenizer_json)
+        bos_id = hub.token_to_id(bos)
+        adds_bos = settings.get("add_bos_token")
+        if adds_bos is None:  # then the tokenizer's own post-processor decides
+            adds_bos = hub.encode("").ids[:1] == [bos_id]
         return TokenizerFiles(
             tokenizer_json=tokenizer_json,
             chat_template=template if isinstance(template, str) else None,
             bos_token=bos,
             eos_token=eos,
-            bos_id=ids.get(bos) if adds_bos else None,
+            bos_id=bos_id if adds_bos else None,
             eos_ids=tuple(dict.fromkeys(int(i) for i in end_ids)),
         )
 
