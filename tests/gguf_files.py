@@ -102,7 +102,24 @@ def add_byte_level_tokenizer(writer: GGUFWriter) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-SPM_PIECES = ("▁", "t", "h", "e", "c", "l", "o", "u", "d", "th", "▁th", "▁the", "▁c", "ou", "oud", "lo")
+SPM_PIECES = (
+    "▁",
+    "t",
+    "h",
+    "e",
+    "c",
+    "l",
+    "o",
+    "u",
+    "d",
+    "th",
+    "▁th",
+    "▁the",
+    "▁c",
+    "ou",
+    "oud",
+    "lo",
+)
 
 
 def add_sentencepiece_tokenizer(writer: GGUFWriter) -> None:

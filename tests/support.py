@@ -138,6 +138,7 @@ def transformers_model(model_type: str, seed: int = 0, **changes: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    torch.set_num_threads(1)  # these models are too small to share
     settings = {**TINY, "initializer_range": 0.2, "eos_token_id": 2, "pad_token_id": 0}
     config = AutoConfig.for_model(model_type, **{**settings, **changes})
     torch.manual_seed(seed)

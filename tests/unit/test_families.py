@@ -197,6 +197,7 @@ def test_a_config_that_lacks_a_field_is_refused(model_type: str, missing: str) -
     [
         {"num_hidden_layers": "many"},
         {"num_hidden_layers": 0},
+        {"num_hidden_layers": 2**40},
         {"hidden_size": None},
         {"hidden_size": -64},
         {"num_attention_heads": 0},

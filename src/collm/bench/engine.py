@@ -8,14 +8,13 @@
     medians, spreads, ratios within rounds
     agreement of every contestant with the dequantised fp32 model
 
-Not covered: several sessions at once, GPUs, links (that is `bench link`).
+Not covered: several sessions at once, GPUs, links.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from collm.bench.agreement import (
@@ -28,16 +27,9 @@ from collm.bench.agreement import (
     stepwise_argmaxes,
     write_answers,
 )
-from collm.bench.contestants import (
-    Contestant,
-    LlamaDecode,
-    LlamaPrefill,
-    Sample,
-    StageDecode,
-    StagePrefill,
-    Work,
-)
+from collm.bench.contestants import Contestant, LlamaDecode, LlamaPrefill, Sample, Work
 from collm.bench.engine_report import EngineOptions, EngineReport, Result, compare
+from collm.bench.engine_stages import EXACT, FAST, Stages, load_stages, our_contestants
 from collm.bench.failures import UnusableSetting, require
 from collm.bench.llama_cpp import CONFIGS, LlamaCpp
 from collm.bench.llama_trial import TRIAL_ROUNDS, best, try_configurations
@@ -47,25 +39,11 @@ from collm.bench.stats import Share, rotated
 from collm.model.artifact import Artifact
 from collm.model.files import sha256_of
 from collm.model.tokenizer import Tokenizer
-from collm.runtime.stage import Stage
 
 Progress = Callable[[str, int, int], None]
 """What is going on, how many steps of it are done, of how many."""
 
-EXACT, FAST, LLAMA = "exact", "fast", "llama.cpp"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """What is measured of ours."""
-
-    whole: Stage
-    standalone: Stage | None
-    cut: int | None
-
-    @property
-    def standalone_name(self) -> str:
-        return f"standalone exit@{self.cut}"
+LLAMA = "llama.cpp"
 
 
 def run_engine(
@@ -77,7 +55,7 @@ def run_engine(
     work = the_work(tokenizer, options, artifact.architecture.context_length)
     with ExitStack() as stack:
         progress("loading", 0, len(CONFIGS))
-        stages = _stages(artifact, options)
+        stages = load_stages(artifact, options)
         servers = _servers(gguf, options, work, stack)
         steps = iter(range(1, TRIAL_ROUNDS * len(servers) + 1))
         trials = try_configurations(
@@ -92,7 +70,7 @@ def run_engine(
             if server.config not in chosen:
                 server.close()
         contestants: list[Contestant] = [
-            *_ours(stages, options, work),
+            *our_contestants(stages, options, work),
             LlamaDecode(name=LLAMA, server=chosen[for_decode], threads=options.threads, work=work),
             LlamaPrefill(
                 name=LLAMA, server=chosen[for_prefill], threads=options.threads, work=work
@@ -142,23 +120,6 @@ def the_work(tokenizer: Tokenizer, options: EngineOptions, context: int) -> Work
     return Work(prompt=prompt, tokens=options.tokens, long_prompt=repeated[: options.prefill])
 
 
-def default_exit(cuts: Sequence[int], layers: int) -> int | None:
-    """The exit nearest to half the model's layers, None where there is none."""
-    return min(cuts, key=lambda cut: abs(2 * cut - layers), default=None)
-
-
-def _stages(artifact: Artifact, options: EngineOptions) -> Stages:
-    layers, threads = artifact.architecture.layers, options.threads
-    cut = options.exit
-    if cut is None:
-        offered = [entry.cut for entry in artifact.manifest.exits if entry.cut < layers]
-        cut = default_exit(offered, layers)
-    alone = None
-    if cut is not None:
-        alone = Stage(artifact, range(cut), exits=(cut,), threads=threads)
-    return Stages(whole=Stage(artifact, range(layers), threads=threads), standalone=alone, cut=cut)
-
-
 def _servers(gguf: Path, options: EngineOptions, work: Work, stack: ExitStack) -> list[LlamaCpp]:
     """One server per configuration, each with room for all that it will be asked."""
     needed = max(2048, len(work.prompt) + options.tokens + 2, options.prefill + 2)
@@ -167,38 +128,6 @@ def _servers(gguf: Path, options: EngineOptions, work: Work, stack: ExitStack) -
         servers.append(LlamaCpp(gguf, config, threads=options.threads, context=needed))
         stack.callback(servers[-1].close)
     return servers
-
-
-def _ours(stages: Stages, options: EngineOptions, work: Work) -> list[Contestant]:
-    made: list[Contestant] = []
-    for name, exact in ((EXACT, True), (FAST, False)):
-        made.append(
-            StageDecode(
-                name=name,
-                stage=stages.whole,
-                exact=exact,
-                cut=None,
-                threads=options.threads,
-                work=work,
-            )
-        )
-        made.append(
-            StagePrefill(
-                name=name, stage=stages.whole, exact=exact, threads=options.threads, work=work
-            )
-        )
-    if stages.standalone is not None:
-        made.append(
-            StageDecode(
-                name=stages.standalone_name,
-                stage=stages.standalone,
-                exact=False,
-                cut=stages.cut,
-                threads=options.threads,
-                work=work,
-            )
-        )
-    return made
 
 
 def _rounds(contestants: Sequence[Contestant], rounds: int, progress: Progress) -> list[Result]:

@@ -36,19 +36,19 @@ def _print_setting(console: Console, report: EngineReport) -> None:
         "tokens/s"
         for t in report.trials
     )
+    extensions = ", ".join(machine.instructions) or "no known extensions"
+    cores = f"{machine.usable_cores} of {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB"
+    load = f"load average {report.load_before:.1f} before, {report.load_after:.1f} after"
     lines = [
         f"[b]{report.model}[/b], {report.weights} weights ({report.artifact}) against llama.cpp",
         f"file        {report.gguf}"
         + ("" if report.same_source else " [b](not what the artifact was built from)[/b]"),
-        f"machine     {machine.cpu} ({', '.join(machine.instructions) or 'no known extensions'}), "
-        f"{machine.usable_cores} of {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB, "
-        f"{machine.system}",
+        f"machine     {machine.cpu} ({extensions}), {cores}, {machine.system}",
         f"versions    {versions}",
         f"llama.cpp   {report.llama_system.strip()}",
         f"tried       {trials}",
         f"taken       decode: {report.llama_decode}; prefill: {report.llama_prefill}",
-        f"run         {options.threads} thread(s), {options.rounds} rounds in rotated order; load "
-        f"average {report.load_before:.1f} before, {report.load_after:.1f} after",
+        f"run         {options.threads} thread(s), {options.rounds} rounds, order rotated; {load}",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ class LlamaCpp:
     def __init__(self, gguf: Path, config: LlamaConfig, *, threads: int, context: int) -> None:
         self.config = config
         settings = {"gguf": str(gguf), "threads": threads, "context": context, **asdict(config)}
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "collm.bench.llama_cpp_worker", json.dumps(settings)],
             stdin=subprocess.PIPE,

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from collm.bench.failures import BaselineFailed
+
 
 class Reference:
-    """A GGUF file's weights as float32, on all cores: this is not timed."""
+    """A GGUF file's weights as float32, on all cores: this is not timed.
+
+    Raises BaselineFailed where Transformers cannot read the whole model.
+    """
 
     def __init__(self, gguf: Path) -> None:
         import torch
-        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+        from transformers.utils import logging
 
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        logging.set_verbosity_error()
         torch.set_num_threads(os.cpu_count() or 1)
         self._torch = torch
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-        )
+        config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        self._model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # What from_pretrained(gguf_file=…) does, less its need for the package accelerate.
+        with _hidden_bar():
+            read = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=self._model)
+        missing, unknown = self._model.load_state_dict(read["tensors"], strict=False)
+        self._model.tie_weights()
+        tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+        if unknown or set(missing) - tied:
+            raise BaselineFailed(
+                f"{gguf}: Transformers found no weights for {', '.join([*missing, *unknown])}"
+            )
         self._model.eval()
 
     def answers(
@@ -57,3 +74,8 @@ def upto_end(ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
     """`ids` up to and with the first end of text."""
     ends = [i for i, token in enumerate(ids) if token in eos_ids]
     return list(ids[: ends[0] + 1]) if ends else list(ids)
+
+
+def _hidden_bar() -> AbstractContextManager[StringIO]:
+    """Transformers draws a progress bar here that no setting turns off."""
+    return redirect_stderr(StringIO())

@@ -19,11 +19,6 @@ from collm.model.sources import resolve_source
 bench = typer.Typer(help="Measure, against baselines in the same run.", no_args_is_help=True)
 
 
-@bench.callback()
-def _bench() -> None:
-    """Measure, against baselines in the same run."""
-
-
 @bench.command("engine")
 def engine_command(
     artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],

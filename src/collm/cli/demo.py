@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from collm.cli.build import build_artifact
 from collm.cli.options import JsonOption, ThreadsOption, thread_count
@@ -38,12 +39,17 @@ def demo_command(
     draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
     threads: ThreadsOption = 0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save what is shown as an SVG picture.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Split SmolLM2-135M between this process and a cloud process, and check the text."""
     folder = artifact or default_folder()
     opened = _artifact(folder)
     console = Console(highlight=False, quiet=as_json)
+    if picture:
+        console = Console(highlight=False, width=100, record=True, force_terminal=True)
     cores = thread_count(threads, processes=2)
     generation = Generation(threshold=threshold, draft=draft, max_tokens=max_tokens)
     with cloud_link(folder, "spawn", cores) as linked:
@@ -52,7 +58,8 @@ def demo_command(
         console.print(
             f"[b]{opened.manifest.name}[/b]: layers 0 to {placement - 1} and exits at "
             f"{', '.join(map(str, edge.exits))} in this process, layers {placement} to "
-            f"{layers - 1} in another, gRPC between them.\n"
+            f"{layers - 1} in another, gRPC between them.\n",
+            soft_wrap=picture is None,
         )
         verified = [_stream(console, edge, prompt, generation) for prompt in PROMPTS]
         plain = Edge(opened, mode="cloud", placement=placement, threads=cores, connect=linked)
@@ -65,6 +72,8 @@ def demo_command(
         typer.echo(json.dumps(_summary(verified, cloud, whole, equal)))
     else:
         _tables(console, edge, verified, cloud, whole, equal)
+    if picture:
+        console.save_svg(str(picture), title="collm demo")
     if not equal:
         raise typer.Exit(1)
 
@@ -97,6 +106,10 @@ def _stream(console: Console, edge: Edge, prompt: str, generation: Generation) -
     console.print(f"[b]> {prompt}[/b]")
     answer = edge.answer(_ids(edge, prompt), generation)
     palette = Palette(edge.exits)
+    if console.record:  # a picture has edges to wrap at, a stream of pieces has none
+        console.print(Text.assemble(*((p.text, palette.style(p.token.source)) for p in answer)))
+        console.print()
+        return answer.account
     for piece in answer:
         print_piece(console, palette, piece)
     console.print("\n")
@@ -143,7 +156,8 @@ def _tables(
     assert isinstance(sources, dict) and isinstance(tokens, int)
     order = sorted(sources, key=lambda s: (s == "cloud", len(s), s))
     console.print(Palette(edge.exits).legend(order))
-    table = plain_table("", ["", "figure"])
+    table = plain_table(None, ["", ""])
+    table.show_header = False
     for source in order:
         count = sources[source]
         table.add_row(f"tokens from {source}", f"{count} ({count / tokens:.0%})")

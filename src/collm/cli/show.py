@@ -55,7 +55,7 @@ def account_line(account: Account) -> str:
     )
 
 
-def plain_table(title: str, columns: list[str]) -> Table:
+def plain_table(title: str | None, columns: list[str]) -> Table:
     """A table whose first column is words and whose others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from collm.errors import ArtifactError, PlacementError, SourceError
+from collm.errors import ArtifactError, PlacementError
 from collm.model.architecture import Architecture
 from collm.model.exits import ExitFile, add_exit, identity_exit
 from collm.model.files import atomic_folder, file_entry
@@ -145,8 +145,6 @@ def _write_block(
 
 def _write_embedding_and_head(folder: Path, arch: Architecture, packer: Packer) -> EmbeddingEntry:
     unembedding = packer.unembedding()
-    if unembedding.shape[0] < arch.vocab_size:
-        raise SourceError(f"the unembedding has {unembedding.shape[0]} rows, not {arch.vocab_size}")
     write_head(folder, arch, "full", unembedding)
     write_confidence(folder)
     embedding = unembedding if arch.tied else packer.embedding()

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from collm.errors import ArtifactError, PlacementError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
+from collm.model.artifact import Artifact
 from collm.model.files import file_entry
 from collm.model.graph import DataFile, GraphBuilder
 from collm.model.layers import LayerWeights, Matrix, layer_chain
@@ -67,7 +68,10 @@ class ExitFile:
             self.temperature = float(self.metadata.get("temperature", 1.0))
         except (KeyError, ValueError) as error:
             raise ArtifactError(f"{path}: malformed metadata: {error}") from None
-        sizes_fit = 0 <= self.layers <= _MAX_LAYERS and self.window >= 0
+        least = 1 if self.kind == "layer" else 0
+        if not least <= self.layers <= _MAX_LAYERS:
+            raise ArtifactError(f"{path}: {self.layers} layers; expected 1 to {_MAX_LAYERS}")
+        sizes_fit = 0 <= self.window <= DEFAULT_LIMITS.max_positions
         if self.kind not in _KINDS or not sizes_fit or not 0.01 < self.temperature < 100:
             raise ArtifactError(f"{path}: metadata out of range (kind {self.kind!r})")
 
@@ -86,14 +90,23 @@ class ExitFile:
 
     def floats(self, name: str, shape: tuple[int, ...]) -> F32:
         """A tensor as float32."""
-        return self.tensor(name, shape).astype(np.float32)
+        values = self.tensor(name, shape).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ArtifactError(f"{self.path}: {name} has values that are not finite")
+        return values
 
     def matrix(self, name: str, shape: tuple[int, int], quantised: bool) -> Matrix:
         """A matrix as the artifact keeps it: int8 blocks, or float32."""
         if not self.has(f"{name}.scale"):
             return self.floats(name, shape)
         n, k = shape
-        q = self.tensor(name, shape).astype(np.int16).reshape(n, k // BLOCK, BLOCK) + 128
+        q = self.tensor(name, shape)
+        if q.dtype != np.int8 or k % BLOCK:
+            raise ArtifactError(
+                f"{self.path}: {name} with scales is {q.dtype} of {k} inputs; expected int8 of a "
+                f"multiple of {BLOCK}"
+            )
+        q = q.astype(np.int16).reshape(n, k // BLOCK, BLOCK) + 128
         scale = self.floats(f"{name}.scale", (n, k // BLOCK))
         packed = Quantised(bits=8, q=q.astype(np.uint8), scale=scale)
         return packed if quantised else packed.floats()
@@ -112,16 +125,18 @@ class ExitFile:
 
 def add_exit(folder: Path, path: Path) -> Manifest:
     """Add the exit file `path` to the artifact `folder`, in place of what its cut had."""
-    manifest = Manifest.read(folder)
+    artifact = Artifact(folder)
+    manifest, arch = artifact.manifest, artifact.architecture
     file = ExitFile(path)
-    arch = manifest.architecture
     if file.cut not in manifest.cuts:
         raise PlacementError(
             f"{path}: an exit at layer {file.cut}, but the artifact's cuts are "
             f"{', '.join(map(str, manifest.cuts))}"
         )
+    if file.kind == "layer" and file.layers > arch.layers:
+        raise ArtifactError(f"{path}: {file.layers} layers, the model has only {arch.layers}")
     with tempfile.TemporaryDirectory(prefix=".exit-", dir=folder) as scratch:
-        made = _write(Path(scratch), folder, manifest, file, arch)
+        made = _write(Path(scratch), artifact, file)
         written = [p for p in Path(scratch).rglob("*") if p.is_file()]
         names = {p.relative_to(scratch).as_posix(): file_entry(p) for p in written}
         for name in names:
@@ -132,10 +147,9 @@ def add_exit(folder: Path, path: Path) -> Manifest:
     return made
 
 
-def _write(
-    scratch: Path, folder: Path, manifest: Manifest, file: ExitFile, arch: Architecture
-) -> Manifest:
+def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:
     """Write the exit's graphs under `scratch`; returns the manifest that names them."""
+    manifest, arch = artifact.manifest, artifact.architecture
     (scratch / "exits").mkdir()
     stem = stem_of(file.path)
     d = arch.hidden_size
@@ -145,7 +159,8 @@ def _write(
     head = "full"
     if ids is not None:
         head = "short-" + hashlib.sha256(ids.tobytes()).hexdigest()[:8]
-        rows = RowReader.of_head(folder, manifest).matrix(ids)
+        artifact.graph(manifest.heads["full"].graph)  # verified, before its rows are copied
+        rows = RowReader.of_head(artifact.folder, manifest).matrix(ids)
         graph = write_head(scratch, arch, head, rows)
         ids.astype(np.int32).tofile(scratch / f"heads/{head}.ids")
         entry = HeadEntry(graph=graph, vocabulary=len(ids), ids=f"heads/{head}.ids")

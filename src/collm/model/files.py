@@ -29,7 +29,8 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its place at the end, or vanishes.
 
     An interrupted build leaves at most a hidden `.NAME.partial-*`, never something that looks
-    like the finished folder. An existing `out` is replaced by one rename.
+    like the finished folder. An existing `out` is moved away, and back where
+    the new one cannot take its place.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -39,8 +40,13 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
             os.rename(out, old / "folder")
-            os.rename(scratch, out)
-            shutil.rmtree(old)
+            try:
+                os.rename(scratch, out)
+            except BaseException:
+                os.rename(old / "folder", out)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.rename(scratch, out)
     except BaseException:

@@ -102,8 +102,10 @@ class Manifest:
             for name, entry in data["files"].items()
             if any(name == k or name.startswith((f"{k}/", f"{k}.")) for k in kept)
         }
-        keys = ("architecture", "weights", "cuts", "blocks", "embedding")
-        text = json.dumps([{k: data[k] for k in keys}, files], sort_keys=True)
+        shape = ("architecture", "weights", "cuts", "blocks", "embedding", "final_norm")
+        text_ends = ("chat_template", "bos_token", "eos_token", "bos_id", "eos_ids")
+        chosen = {k: data[k] for k in (*shape, *text_ends)} | {"head": data["heads"].get("full")}
+        text = json.dumps([chosen, files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def exit_at(self, cut: int) -> ExitEntry | None:
@@ -176,7 +178,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: larger than {DEFAULT_LIMITS.max_manifest_bytes} bytes")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: expected a JSON object")

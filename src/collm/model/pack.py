@@ -54,7 +54,7 @@ class Packer:
 
     def norm(self, name: str) -> F32:
         """A norm's weight as it is applied."""
-        return self._checkpoint.floats(name) + np.float32(self._checkpoint.norm_offset)
+        return self._read(name) + np.float32(self._checkpoint.norm_offset)
 
     def embedding(self) -> Matrix:
         """[vocabulary, d], int8 or float32."""
@@ -72,12 +72,12 @@ class Packer:
     def _bias(self, names: list[str]) -> F32 | None:
         if not self._checkpoint.has(names[0]):
             return None
-        return np.concatenate([self._checkpoint.floats(name) for name in names])
+        return np.concatenate([self._read(name) for name in names])
 
     def _matrix(self, names: list[str]) -> Matrix:
         if self._weights != "int4":
             return self._eight_bits(names)
-        packed = [self._checkpoint.quantised(name) for name in names]
+        packed = [self._packed(name) for name in names]
         exact = [part for part in packed if part is not None and part.bits == 4]
         if len(exact) == len(names):
             return concatenate(exact)
@@ -87,19 +87,52 @@ class Packer:
 
     def _eight_bits(self, names: list[str]) -> Matrix:
         if self._weights == "fp32":
-            return np.concatenate([self._checkpoint.floats(name) for name in names])
+            return np.concatenate([self._read(name) for name in names])
         parts: list[Quantised] = []
         for name in names:
-            exact = self._checkpoint.quantised(name)
+            exact = self._packed(name)
             keep = exact is not None and exact.bits == 8
             parts.append(exact if exact and keep else quantise_int8(self._floats([name])))
         return concatenate(parts)
 
     def _floats(self, names: list[str]) -> F32:
-        floats = np.concatenate([self._checkpoint.floats(name) for name in names])
+        floats = np.concatenate([self._read(name) for name in names])
         if floats.shape[1] % BLOCK:
             raise SourceError(
                 f"{names[0]}: {floats.shape[1]} inputs are no multiple of {BLOCK}, as quantised "
                 "weights need; build with --weights fp32"
             )
         return floats
+
+    def _read(self, name: str) -> F32:
+        floats = self._checkpoint.floats(name)
+        self._check_shape(name, floats.shape)
+        return floats
+
+    def _packed(self, name: str) -> Quantised | None:
+        packed = self._checkpoint.quantised(name)
+        if packed is not None:
+            self._check_shape(name, packed.shape)
+        return packed
+
+    def _check_shape(self, name: str, found: tuple[int, ...]) -> None:
+        arch = self._checkpoint.architecture
+        d, q_size = arch.hidden_size, arch.heads * arch.head_size
+        kv_size = arch.kv_heads * arch.head_size
+        expected: tuple[int, ...] = {
+            "embed_tokens": (arch.vocab_size, d),
+            "lm_head": (arch.vocab_size, d),
+            "q_proj": (q_size, d),
+            "k_proj": (kv_size, d),
+            "v_proj": (kv_size, d),
+            "o_proj": (d, q_size),
+            "gate_proj": (arch.ffn_size, d),
+            "up_proj": (arch.ffn_size, d),
+            "down_proj": (d, arch.ffn_size),
+            "q_norm": (arch.head_size,),
+            "k_norm": (arch.head_size,),
+        }.get(name.split(".")[-2], (d,))
+        if name.endswith(".bias"):
+            expected = expected[:1]
+        if found != expected:
+            raise SourceError(f"{name} has shape {found}, the configuration says {expected}")

@@ -33,6 +33,16 @@ class TokenizerFiles:
 
 Message = Mapping[str, str]
 
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 class Tokenizer:
     """The running form of TokenizerFiles."""
@@ -77,7 +87,7 @@ class Tokenizer:
                 bos_token=self._files.bos_token,
                 eos_token=self._files.eos_token,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise PromptError(f"the chat template refuses these messages: {error}") from None
 
     def decode(self, ids: Iterable[int]) -> str:

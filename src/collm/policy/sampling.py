@@ -64,8 +64,9 @@ def _random_bits(seed: int, position: int, token_ids: I64) -> U64:
 
 
 def _gumbel(bits: U64) -> F64:
-    # A uniform in the open interval (0, 1): both logarithms stay finite.
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    # A uniform in the open interval (0, 1): both logarithms stay finite. The largest bits + 0.5
+    # would round to 1.
+    uniform = np.minimum((bits.astype(np.float64) + 0.5) * 2.0**-53, 1 - 2.0**-53)
     return -np.log(-np.log(uniform))
 
 

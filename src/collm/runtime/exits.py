@@ -50,6 +50,8 @@ class ExitSession:
     def __init__(self, exit_head: ExitHead) -> None:
         self._exit = exit_head
         self.done = 0
+        self._adapted: F32 | None = None
+        """What the adapter made of the position before `done`."""
         self.cache = exit_head.adapter.new_cache() if exit_head.adapter else _NO_CACHE
 
     def result(self, rows: RowBuffer, position: int) -> ExitResult:
@@ -76,21 +78,24 @@ class ExitSession:
 
     def crop(self, position: int) -> None:
         """Forget positions from `position` on."""
-        self.done = min(self.done, position)
+        if position < self.done:
+            self.done, self._adapted = position, None
 
     def _last_row(self, rows: RowBuffer, position: int) -> F32:
         adapter = self._exit.adapter
         if adapter is None:
             self.done = position
             return rows.take(position - 1, position)
-        # Asked twice for the same position the last row is simply run again.
+        if self.done == position and self._adapted is not None:
+            return self._adapted
+        # After a crop to where nothing is pending the last row is run again.
         start = min(self.done, position - 1)
         pending = rows.take(start, position)
         for offset in range(0, len(pending), _PREFILL_ROWS):
             part = pending[offset : offset + _PREFILL_ROWS]
             made = adapter.run(part, self.cache, start + offset)
-        self.done = position
-        return made[-1:]
+        self.done, self._adapted = position, made[-1:]
+        return self._adapted
 
 
 class _NoCache:

@@ -6,6 +6,7 @@ number of rows stays the same. Not covered: other execution providers.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,17 @@ class RopeTables:
         self._arch = arch
         self._step = step
         self._tables: list[tuple[ort.OrtValue, ort.OrtValue]] = []
+        self._growing = threading.Lock()
         self.rows = 0
 
     def at_least(self, rows: int) -> list[tuple[ort.OrtValue, ort.OrtValue]]:
         """One (cos, sin) pair per RoPE of the architecture, `rows` positions or more."""
-        if rows > self.rows:
-            self.rows = max(rows, self.rows + self._step)
-            made = [rope.tables(self.rows) for rope in self._arch.ropes]
-            self._tables = [(_value(cos), _value(sin)) for cos, sin in made]
-        return self._tables
+        with self._growing:  # sessions of one stage run in threads of their own
+            if rows > self.rows:
+                self.rows = max(rows, self.rows + self._step)
+                made = [rope.tables(self.rows) for rope in self._arch.ropes]
+                self._tables = [(_value(cos), _value(sin)) for cos, sin in made]
+            return self._tables
 
 
 class OnnxCache:
@@ -53,8 +56,9 @@ class OnnxCache:
         self._rows: dict[int, tuple[F32, F32, ort.OrtValue, ort.OrtValue]] = {}
         self.seqlens = np.zeros(1, dtype=np.int32)
         self.total = np.zeros((), dtype=np.int32)
-        self.binding.bind_ortvalue_input("seqlens_k", _value(self.seqlens))
-        self.binding.bind_ortvalue_input("total_sequence_length", _value(self.total))
+        if chain.cache_names:  # a linear adapter has no layers
+            self.binding.bind_ortvalue_input("seqlens_k", _value(self.seqlens))
+            self.binding.bind_ortvalue_input("total_sequence_length", _value(self.total))
 
     @property
     def bytes(self) -> int:

@@ -10,8 +10,8 @@ to, and answers with hidden states, exit guesses or logits::
     session.crop(12)                # forget positions from 12 on
 
 Exact mode follows the two-row rule: a lone row is padded with a throw-away one, because ONNX
-Runtime computes a single row with other kernels than several. Exits guess; they always run
-unpadded.
+Runtime computes a single row with other kernels than several. Its attention does so too with a
+lone row left over after whole tiles. Exits guess; they always run unpadded.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from collm.runtime.onnx_backend import OnnxBackend
 from collm.runtime.rows import RowBuffer
 
 F32 = npt.NDArray[np.float32]
+
+_TILE = 16
+"""Attention's tiles are a multiple of this many rows: min(2 · head size, L2 bytes / (32 · head
+size)) of them, measured and as in ONNX Runtime's `q_block_size`. Head sizes of 80, 96 or 192 on a
+CPU with little L2 cache make tiles of other sizes and are not covered."""
 
 
 class Stage:
@@ -207,18 +212,21 @@ class StageSession:
         most, made = self.stage.limits.prefill_rows, []
         for start in range(0, len(rows), most):
             part = rows[start : start + most]
-            if self.exact and len(part) == 1:
-                # The second row's place in the cache is written again at the next step.
-                made.append(chain.run(np.repeat(part, 2, axis=0), cache, position + start)[:1])
+            if self.exact and len(part) % _TILE == 1:
+                # The throw-away row's place in the cache is written again at the next step.
+                padded = np.concatenate([part, part[-1:]])
+                made.append(chain.run(padded, cache, position + start)[:-1])
             else:
                 made.append(chain.run(part, cache, position + start))
         return made[0] if len(made) == 1 else np.concatenate(made)
 
     def _forget(self, bound: int, wanted: int) -> None:
-        """Drop the rows at `bound` before `wanted`, but none that an exit has yet to see.
+        """Drop the rows at `bound` before `wanted`, but none that exits or layers have yet to see.
 
         A crop may go back further, but never before what was run: that is in the caches.
         """
+        if (i := self._bounds.index(bound)) < len(self._chains):
+            wanted = min(wanted, self._done[i])
         if bound in self._exits:
             wanted = min(wanted, self._exits[bound].done)
         self._rows[bound].drop_before(min(wanted, self.position - 1))

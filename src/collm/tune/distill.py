@@ -50,8 +50,8 @@ class DistillConfig:
     corpus: Path
     checkpoint: Path
     cuts: tuple[int, ...] = (5, 10, 15, 20)
-    shortlist: int = 8192
-    epochs: int = 8
+    shortlist: int = 10240
+    epochs: int = 6
     batch_tokens: int = 2048
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

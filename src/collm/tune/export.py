@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from collm.tune.backbone import Backbone, file_sha256
+from collm.errors import SourceError
+from collm.tune.backbone import Backbone
 from collm.tune.batches import load_split
 from collm.tune.checkpoint import checkpoint_about, load_checkpoint
 from collm.tune.heads import ExitHead, fresh_heads
@@ -66,14 +67,16 @@ def export(
     """Quantise, calibrate, measure and write every exit of a checkpoint into `folder`.
 
     Files appear under their names only when complete. Raises `SourceError` when the checkpoint or
-    the corpus is missing.
+    the corpus is missing, or the checkpoint is for other cuts.
     """
     about = checkpoint_about(checkpoint)
+    trained = tuple(json.loads(about["settings"])["cuts"])
+    if trained != cuts:
+        raise SourceError(f"{checkpoint} holds exits at {trained}, asked for {cuts}")
     heads = fresh_heads(backbone, cuts)
     shortlist_S = load_checkpoint(checkpoint, heads)
     unembedding_SD = backbone.unembedding_VD[shortlist_S].contiguous()
     split = load_split(corpus)
-    source_sha256 = file_sha256(backbone.source)
     folder.mkdir(parents=True, exist_ok=True)
     reports = []
     for place, (cut, head) in enumerate(heads.items()):
@@ -97,7 +100,7 @@ def export(
             "window": "0",
             "temperature": f"{temperature:.2f}",
             "base": base,
-            "source_sha256": source_sha256,
+            "source_sha256": backbone.sha256,
             "training": json.dumps(training),
         }
         path = folder / f"exit-{cut:02d}.safetensors"

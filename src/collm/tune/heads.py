@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from collm.errors import UsageError
 from collm.tune.backbone import Backbone
 from collm.tune.layer import DecoderLayer, LayerShape, RMSNorm
 
@@ -48,10 +49,10 @@ def fresh_heads(backbone: Backbone, cuts: tuple[int, ...]) -> dict[int, ExitHead
 def likeliest_tokens(mass_V: NDArray[np.float64], size: int, special_ids: list[int]) -> Tensor:
     """The `size` likeliest tokens and every special one among them, ascending, i64 `[S]`.
 
-    Raises `ValueError` unless `size` is a multiple of 32 that holds the special tokens.
+    Raises `UsageError` unless `size` is a multiple of 32 that holds the special tokens.
     """
     if size % SHORTLIST_MULTIPLE or not len(special_ids) <= size <= len(mass_V):
-        raise ValueError(
+        raise UsageError(
             f"shortlist of {size}: expected a multiple of {SHORTLIST_MULTIPLE} "
             f"from {len(special_ids)} to {len(mass_V)}"
         )

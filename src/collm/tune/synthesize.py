@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collm.errors import SourceError
-from collm.tune.backbone import Backbone, file_sha256
+from collm.errors import PlacementError, SourceError
+from collm.model.tokenizer import Tokenizer
+from collm.tune.backbone import Backbone
 from collm.tune.corpus import (
     Chat,
     digest_user_turn,
@@ -69,23 +70,15 @@ class _Slot:
         return len(self.ids) - 1
 
 
-def encode(source: Path, text: str) -> list[int]:
-    """Token ids of `text`, chat markers included, with the tokenizer inside the GGUF file."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
-
-
 class Synthesizer:
     """Keeps every slot busy with a chat; a finished one is collected, its slot starts anew."""
 
     def __init__(self, backbone: Backbone, config: SynthesisConfig) -> None:
         self.config = config
         self.specials = set(backbone.special_ids)
-        self.prefix = encode(backbone.source, PREFIX)
-        self.suffix = encode(backbone.source, SUFFIX)
+        tokenizer = Tokenizer(backbone.tokenizer)
+        self.prefix = tokenizer.encode(PREFIX)
+        self.suffix = tokenizer.encode(SUFFIX)
         self.decoder = SlotDecoder(
             backbone, slots=config.slots, length=config.max_length, cuts=config.cuts
         )
@@ -193,15 +186,19 @@ class Synthesizer:
 def synthesize(backbone: Backbone, config: SynthesisConfig) -> int:
     """Write shards into `config.folder` until it holds `config.tokens` tokens; returns how many.
 
-    Raises `SourceError` when the folder holds shards of another model or other cuts.
+    Raises `SourceError` when the folder holds shards of another model or other cuts,
+    `PlacementError` for cuts that the model does not have.
     """
-    sha256 = file_sha256(backbone.source)
+    if not config.cuts or not 0 < config.cuts[0] <= config.cuts[-1] < len(backbone.layers):
+        raise PlacementError(
+            f"cuts {list(config.cuts)}: expected layers from 1 to {len(backbone.layers) - 1}"
+        )
     writer = Synthesizer(backbone, config)
     tokens = 0
     paths = shard_paths(config.folder)
     for path in paths:
         about = shard_about(path)
-        if about["source_sha256"] != sha256 or about["cuts"] != str(list(config.cuts)):
+        if about["source_sha256"] != backbone.sha256 or about["cuts"] != str(list(config.cuts)):
             raise SourceError(
                 f"{path} was made with another model or other cuts; use another folder"
             )
@@ -227,7 +224,7 @@ def synthesize(backbone: Backbone, config: SynthesisConfig) -> int:
                     waiting,
                     writer.mass_V.numpy(),
                     cuts=config.cuts,
-                    source_sha256=sha256,
+                    source_sha256=backbone.sha256,
                     prefix=len(writer.prefix),
                     suffix=len(writer.suffix),
                 )

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from collm.errors import SourceError
+from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
 
 SUPPORTED = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
@@ -41,6 +42,9 @@ def architecture_of(model_type: str, config: Mapping[str, Any], where: str) -> A
     """Read a `config.json`. Raises SourceError for whatever is missing or makes no model."""
     chosen = family(model_type, where)
     try:
+        layers = int(config["num_hidden_layers"])
+        if not 0 < layers <= DEFAULT_LIMITS.max_layers:  # before anything is made per layer
+            raise ValueError(f"num_hidden_layers {layers}")
         return chosen.architecture(config)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise SourceError(

@@ -26,12 +26,20 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 def gguf_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerFiles:
     """Rebuild the tokenizer from GGUF metadata. Raises SourceError for unknown kinds."""
     try:
-        kind = fields["tokenizer.ggml.model"]
-        tokens: list[str] = list(fields["tokenizer.ggml.tokens"])
-        types: list[int] = list(fields.get("tokenizer.ggml.token_type") or [1] * len(tokens))
-        eos = int(fields["tokenizer.ggml.eos_token_id"])
+        return _rebuild(fields, where)
+    except SourceError:
+        raise
     except KeyError as error:
         raise SourceError(f"{where}: the file carries no tokenizer ({error} is missing)") from None
+    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exceptions
+        raise SourceError(f"{where}: the file's tokenizer is malformed: {error}") from None
+
+
+def _rebuild(fields: Mapping[str, Any], where: str) -> TokenizerFiles:
+    kind = fields["tokenizer.ggml.model"]
+    tokens: list[str] = list(fields["tokenizer.ggml.tokens"])
+    types: list[int] = list(fields.get("tokenizer.ggml.token_type") or [1] * len(tokens))
+    eos = int(fields["tokenizer.ggml.eos_token_id"])
     if kind == "gpt2":
         made = _byte_level(fields, tokens, where)
     elif kind == "llama":
@@ -46,6 +54,10 @@ def gguf_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerFiles:
     add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", kind == "llama"))
     ends = [eos, *(int(fields[k]) for k in _END_KEYS if k in fields)]
     ends += [i for i, token in enumerate(tokens) if token in _END_TOKENS and types[i] == _CONTROL]
+    if wrong := [i for i in (bos, *ends) if not 0 <= i < len(tokens)]:
+        raise SourceError(
+            f"{where}: token {wrong[0]} ends or begins texts, of {len(tokens)} tokens"
+        )
     template = fields.get("tokenizer.chat_template")
     return TokenizerFiles(
         tokenizer_json=made.to_str(),

@@ -79,7 +79,7 @@ class SafetensorsCheckpoint:
         try:
             tokenizer_json = path.read_text(encoding="utf-8")
             hub = HubTokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the Rust side raises bare Exceptions
+        except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exceptions
             raise SourceError(f"{path}: cannot be read: {error}") from None
         bos, eos = _token(settings.get("bos_token")), _token(settings.get("eos_token"))
         ends = generation.get("eos_token_id", self.config.get("eos_token_id"))
@@ -116,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file; a model folder needs it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
         raise SourceError(f"{path}: expected a JSON object")
