@@ -317,3 +317,20 @@ def test_a_damaged_head_is_not_blessed_by_a_new_shortlist(tmp_path: Path) -> Non
     x = exit_file(tmp_path / "x", artifact.architecture, CUT, "identity", shortlist=50)
     with pytest.raises(ArtifactError, match=r"full\.data"):
         add_exit(artifact.folder, x)
+
+
+def test_a_replaced_exit_leaves_no_files_behind(tmp_path: Path) -> None:
+    artifact = random_artifact(tmp_path / "artifact")
+    arch = artifact.architecture
+    for seed in (1, 2):
+        path = tmp_path / f"exit-{seed}.safetensors"
+        tensors = exit_tensors(arch, "layer", shortlist=64 * seed, seed=seed)
+        save_file(tensors, path, metadata(1, "layer", layers=1))
+        manifest = add_exit(artifact.folder, path)
+    on_disk = {p.relative_to(artifact.folder).as_posix() for p in artifact.folder.rglob("*.*")}
+    assert on_disk - {"manifest.json"} == set(manifest.files)
+    assert sum(name.startswith("exits/") for name in manifest.files) == 3
+    assert set(manifest.heads) == {"full", next(h for h in manifest.heads if h != "full")}
+    reopened = Artifact(artifact.folder)
+    for name in reopened.manifest.files:
+        reopened.path(name)

@@ -59,7 +59,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _record(where: str, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise PromptError(f"{where}: expected an object with prompt or messages")

@@ -28,9 +28,9 @@ from collm.model.artifact import Artifact
 from collm.model.files import file_entry
 from collm.model.graph import DataFile, GraphBuilder
 from collm.model.layers import LayerWeights, Matrix, layer_chain
-from collm.model.manifest import ExitEntry, HeadEntry, Manifest
+from collm.model.manifest import ExitEntry, FileEntry, HeadEntry, Manifest
 from collm.model.quantize import BLOCK, Quantised, concatenate
-from collm.model.vocabulary import RowReader, write_head
+from collm.model.vocabulary import CONFIDENCE, RowReader, write_head
 
 F32 = npt.NDArray[np.float32]
 
@@ -142,9 +142,30 @@ def add_exit(folder: Path, path: Path) -> Manifest:
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             os.replace(Path(scratch) / name, folder / name)
-    made = replace(made, files={**made.files, **names})
+    made, unused = _without_unused({**made.files, **names}, made)
     made.write(folder)
+    for name in unused:
+        (folder / name).unlink(missing_ok=True)
     return made
+
+
+def _without_unused(
+    files: Mapping[str, FileEntry], manifest: Manifest
+) -> tuple[Manifest, list[str]]:
+    """The manifest of `files`, less what only a replaced exit used; and the names left out."""
+    heads = {
+        name: head
+        for name, head in manifest.heads.items()
+        if name == "full" or any(entry.head == name for entry in manifest.exits)
+    }
+    used = {manifest.final_norm, CONFIDENCE, *(entry.norm for entry in manifest.exits)}
+    graphs = [head.graph for head in heads.values()]
+    for graph in (*graphs, *(entry.graph for entry in manifest.exits if entry.graph)):
+        used |= {graph, graph.removesuffix(".onnx") + ".data"}
+    used |= {head.ids for head in heads.values() if head.ids}
+    unused = [n for n in files if n.startswith(("exits/", "heads/")) and n not in used]
+    kept = {name: entry for name, entry in files.items() if name not in unused}
+    return replace(manifest, heads=heads, files=kept), unused
 
 
 def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:

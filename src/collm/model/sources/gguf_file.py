@@ -159,7 +159,9 @@ class GgufCheckpoint:
         if arch == "gemma3":
             config["sliding_window"] = int(get("attention.sliding_window", 512))
             config["hidden_act"] = "gelu_pytorch_tanh"
-            config["query_pre_attn_scalar"] = config["head_dim"]
+            # The file does not say; as in llama.cpp, the 27B model (62 layers) differs.
+            is_27b = config["num_hidden_layers"] == 62
+            config["query_pre_attn_scalar"] = hidden // heads if is_27b else config["head_dim"]
         if "rope_freqs.weight" in self._by_name:
             # llama3 scaling travels as divisors of the frequencies; these are Llama 3.x's.
             factors = self.floats("rope_freqs.weight")
