@@ -49,7 +49,7 @@ def info_command(
     table = plain_table("Exits", ["after layer", "kind", "vocabulary", "held-out agreement"])
     for entry in manifest.exits:
         training = json.loads(entry.training) if entry.training.startswith("{") else {}
-        agreement = training.get("agreement")
+        agreement = training.get("held_out_agreement")
         known = f"{agreement:.1%}" if isinstance(agreement, float) else "untrained"
         vocabulary = manifest.heads[entry.head].vocabulary
         table.add_row(str(entry.cut), entry.kind, f"{vocabulary:,}", known)

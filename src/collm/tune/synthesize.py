@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collm.errors import PlacementError, SourceError
+from collm.errors import PlacementError, SourceError, UsageError
 from collm.model.tokenizer import Tokenizer
 from collm.tune.backbone import Backbone
 from collm.tune.corpus import (
@@ -79,6 +79,12 @@ class Synthesizer:
         tokenizer = Tokenizer(backbone.tokenizer)
         self.prefix = tokenizer.encode(PREFIX)
         self.suffix = tokenizer.encode(SUFFIX)
+        needed = len(self.prefix) + config.max_user + len(self.suffix)
+        if needed >= config.max_length:
+            raise UsageError(
+                f"chats of {config.max_length} tokens leave no room for an answer: the template "
+                f"and a user turn of {config.max_user} take {needed}"
+            )
         self.decoder = SlotDecoder(
             backbone, slots=config.slots, length=config.max_length, cuts=config.cuts
         )
