@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,17 @@ def test_the_split_depends_on_the_user_turn_alone() -> None:
     assert digest_user_turn([1, 2, 3]) != digest_user_turn([1, 2, 4])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _many_are_held_out() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collm.tune.corpus.HELD_OUT_SHARE", 0.3)  # there are few chats
+        yield
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """A tiny model's folder, exits distilled from its own chat, and the model's digest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("collm.tune.corpus.HELD_OUT_SHARE", 0.3)  # there are few chats
-        return tune(tmp_path_factory.mktemp("tune"))
-
-
-def tune(work: Path) -> tuple[Path, Path, str]:
+    work = tmp_path_factory.mktemp("tune")
     source = str(work / "model")
     save_transformers(transformers_model("llama"), work / "model")
     backbone = load_backbone(source)
