@@ -29,6 +29,7 @@ from collm.model.vocabulary import CONFIDENCE
 from collm.runtime.backend import Backend, Cache, Chain, Head
 from collm.runtime.exits import ExitHead, ExitResult, ExitSession
 from collm.runtime.onnx_backend import OnnxBackend
+from collm.runtime.rescore import Rescorer
 from collm.runtime.rows import RowBuffer
 
 F32 = npt.NDArray[np.float32]
@@ -76,6 +77,8 @@ class Stage:
         if self.is_last:
             self._head = heads.get("full") or self._load_head("full")
             self._norm = artifact.floats(artifact.manifest.final_norm)
+            is_rounded = artifact.manifest.weights != "fp32"
+            self._rescorer = Rescorer(artifact, self._norm) if is_rounded else None
 
     def _load_head(self, name: str) -> Head:
         graph = self.artifact.graph(self.artifact.manifest.heads[name].graph)
@@ -103,11 +106,16 @@ class Stage:
             rows = rows * np.float32(self.architecture.embedding_scale)
         return rows
 
-    def logits(self, hidden_states: F32) -> F32:
+    def logits(self, hidden_states: F32, *, exact: bool = True) -> F32:
         """Final norm and head: float32 [rows, d] -> float32 [rows, vocabulary]."""
         if not self.is_last:
             raise PlacementError(f"layers up to {self.layers.stop} are not the end of the model")
-        return self._head.logits(hidden_states, self._norm)
+        rows = len(hidden_states)
+        padded = np.repeat(hidden_states, 2, axis=0) if exact and rows == 1 else hidden_states
+        logits = self._head.logits(padded, self._norm)[:rows]
+        if self._rescorer is not None:
+            self._rescorer.correct(hidden_states, logits)
+        return logits
 
 
 class StageSession:
@@ -188,9 +196,7 @@ class StageSession:
     def logits(self, first: int) -> F32:
         """The model's logits for positions [first, position): float32 [n, vocabulary]."""
         rows = self.hidden_at(self.stage.layers.stop, first)
-        if self.exact and len(rows) == 1:
-            return self.stage.logits(np.repeat(rows, 2, axis=0))[:1]
-        return self.stage.logits(rows)
+        return self.stage.logits(rows, exact=self.exact)
 
     def crop(self, position: int) -> None:
         """Forget every position from `position` on."""
