@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from collm.errors import PromptError
@@ -19,7 +18,7 @@ class Sampling:
     """
 
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 takes the likeliest token; otherwise at least 0.001."""
     top_k: int = 0
     """Keep only the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -29,7 +28,8 @@ class Sampling:
     """Divides positive and multiplies negative logits of tokens seen before (CTRL, 2019)."""
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0.0, 100.0)
+        if self.temperature != 0.0:
+            _require("temperature", self.temperature, 0.001, 100.0)
         _require("top-k", self.top_k, 0, 2**24)
         _require("top-p", self.top_p, 1e-6, 1.0)
         _require("seed", self.seed, 0, 2**64 - 1)
@@ -63,5 +63,5 @@ class Generation:
 
 
 def _require(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # false for NaN too
         raise PromptError(f"{name} {value}: expected {low:g} to {high:g}")

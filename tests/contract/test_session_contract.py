@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from collm.link.base import Link
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
+from collm.runtime.onnx_backend import OnnxBackend, OnnxHead
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudConversation, CloudService
@@ -147,10 +150,12 @@ def test_sessions_of_different_cuts_share_one_cloud(world: World) -> None:
 
 def test_another_artifact_is_refused_before_any_token(world: World) -> None:
     with world.dial() as link, pytest.raises(Refused) as caught:
-        CloudClient(link, fingerprint="0" * 64, cut=2, limits=LIMITS)
+        CloudClient(link, fingerprint="0" * 64, cut=2, vocabulary=300, limits=LIMITS)
     assert caught.value.code == "fingerprint"
     with world.dial() as link, pytest.raises(Refused) as caught:
-        CloudClient(link, fingerprint=world.artifact.fingerprint, cut=7, limits=LIMITS)
+        CloudClient(
+            link, fingerprint=world.artifact.fingerprint, cut=7, vocabulary=300, limits=LIMITS
+        )
     assert caught.value.code == "placement"
     assert all(conversation._session is None for conversation in world.service.opened)
 
@@ -267,6 +272,64 @@ def test_a_second_hello_and_work_before_hello_are_refused(world: World, bare: Ba
     expect_refusal(bare.receive(), "second Hello")
 
 
+def test_rows_that_are_gone_are_refused(world: World, bare: Bare) -> None:
+    bare.append(0, PROMPT)
+    bare.verify(len(PROMPT) - 1, [])
+    expect_refusal(bare.verify(len(PROMPT) - 3, PROMPT[-2:]), "gone")
+    other = Bare(world)
+    other.append(0, PROMPT)
+    other.verify(len(PROMPT) - 1, [])
+    other.send(Crop(epoch=1, position=3))
+    other.send(Generate(epoch=1, base=3, max_tokens=1, stop_ids=(), sampling=GREEDY))
+    expect_refusal(other.receive(), "gone")
+    other.link.close()
+
+
+def test_an_answer_runs_once_and_goes_on_where_it_was_left(world: World) -> None:
+    made = Generation(max_tokens=20, threshold=0.0, ignore_eos=True)
+    reference = answer(world.edge("verified", 4), made)
+    running = world.edge("verified", 2).answer(PROMPT, made)
+    first = next(iter(running)).token.token_id
+    assert running.finish().token_ids == reference
+    assert first == reference[0]
+    assert list(running) == []
+    assert running.finish().token_ids == reference
+
+
+def test_prompt_ids_beyond_the_vocabulary_are_refused(world: World) -> None:
+    for ids in ([300], [-1], []):
+        with pytest.raises(PromptError):
+            world.edge("cloud", 0).answer(ids, Generation(mode="cloud"))
+
+
+def test_a_head_shared_by_exits_is_loaded_once(artifact: Artifact) -> None:
+    class Counting(OnnxBackend):
+        heads = 0
+
+        def head(self, graph: Path, confidence: Path) -> OnnxHead:
+            self.heads += 1
+            return super().head(graph, confidence)
+
+    backend = Counting(artifact.architecture, 1, LIMITS)
+    Stage(artifact, range(4), exits=(1, 2, 3), backend=backend)
+    assert backend.heads == 1
+
+
+def test_a_busy_cloud_keeps_newcomers_waiting_but_takes_them(artifact: Artifact) -> None:
+    """A turn may take longer than connecting: another client's long prompt, say."""
+
+    class Slow(CloudService):
+        def open(self, peer: str) -> CloudConversation:
+            time.sleep(0.4)
+            return super().open(peer)
+
+    limits = replace(LIMITS, connect_seconds=0.2)
+    with MemoryCloud(Slow(Stage(artifact, range(4), limits=limits), limits), limits) as cloud:
+        edge = Edge(artifact, mode="cloud", placement=0, connect=cloud.connect, limits=limits)
+        made = Generation(mode="cloud", max_tokens=3, ignore_eos=True)
+        assert len(edge.answer(PROMPT, made).finish().token_ids) == 3
+
+
 def test_a_cut_above_zero_does_not_generate(world: World) -> None:
     made = Bare(world, cut=2)
     rows = np.zeros((1, world.artifact.architecture.hidden_size), np.float32)
@@ -295,7 +358,18 @@ def test_heartbeats_and_crops(bare: Bare) -> None:
     assert (after.next_token, after.logprob) == (before.next_token, before.logprob)
 
 
-def test_a_verdict_about_something_else_is_a_protocol_error(artifact: Artifact) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": 99}, "not about this draft"),
+        ({"epoch": 7}, "not about this draft"),
+        ({"next_token": 300}, "beyond the vocabulary"),
+        ({"logprob": 800.0}, "logprob"),
+    ],
+)
+def test_a_verdict_that_cannot_be_is_a_protocol_error(
+    artifact: Artifact, changes: dict[str, Any], words: str
+) -> None:
     """A cloud that answers out of turn does not get its tokens into a text."""
 
     class Confused(CloudConversation):
@@ -303,7 +377,7 @@ def test_a_verdict_about_something_else_is_a_protocol_error(artifact: Artifact) 
             for reply in super().receive(frame):
                 message = decode_cloud(reply, LIMITS)
                 if isinstance(message, Verdict):
-                    yield encode(replace(message, base=message.base + 1))
+                    yield encode(replace(message, **changes))
                 else:
                     yield reply
 
@@ -314,5 +388,5 @@ def test_a_verdict_about_something_else_is_a_protocol_error(artifact: Artifact) 
     stage = Stage(artifact, range(4), limits=LIMITS)
     with MemoryCloud(ConfusedService(stage, LIMITS), LIMITS) as cloud:
         edge = Edge(artifact, mode="verified", placement=2, connect=cloud.connect, limits=LIMITS)
-        with pytest.raises(ProtocolError, match="not about this draft"):
+        with pytest.raises(ProtocolError, match=words):
             edge.answer(PROMPT, Generation()).finish()

@@ -156,12 +156,44 @@ def test_prompt_files(smollm2: Path, tmp_path: Path) -> None:
         ("--temperature", "nan"),
         ("--top-p", "0"),
         ("--seed", "-1"),
+        ("--temperature", "1e-310"),
         ("--repetition-penalty", "0"),
     ],
 )
 def test_settings_out_of_range(smollm2: Path, option: str, value: str) -> None:
     ran = collm("run", smollm2, "Hi", "--cloud", "spawn", option, value)
     check(ran, value.lstrip("-"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "x", "Hi", "--max-tokens", "many"], ["run", "x", "--loud"], ["frobnicate"],
+     ["bench", "engine", "x", "--rounds", "0"], ["info", "x" * 300], ["run", "x" * 300, "Hi"]],
+    ids=["no argument", "not a number", "no such option", "no such command", "out of range",
+         "long name", "long name to run"],
+)  # fmt: skip
+def test_mistakes_in_the_command_line(arguments: list[str]) -> None:
+    check(collm(*arguments))
+
+
+def test_prompts_that_are_not_text(smollm2: Path, tmp_path: Path) -> None:
+    check(collm("run", smollm2, "caf\udce9", "--mode", "standalone"), "Unicode")
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "\\ud83d"}\n')
+    check(collm("run", smollm2, "--prompts", path, "--mode", "standalone"), "Unicode")
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(smollm2: Path) -> None:
+    check(collm("demo", "--artifact", smollm2, "--picture", "/none/demo.svg"), "/none/demo.svg")
+    check(collm("bench", "engine", smollm2, "--out", "/none/out.json"), "/none/out.json")
+
+
+def test_the_demo_never_replaces_an_artifact_of_ones_own(copy: Path) -> None:
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 999'))
+    before = manifest.read_bytes()
+    check(collm("demo", "--artifact", copy), "version 999")
+    assert manifest.read_bytes() == before
 
 
 def test_port_in_use(smollm2: Path, cloud: str) -> None:

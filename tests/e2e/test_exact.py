@@ -40,11 +40,18 @@ def edge_of(artifact: Artifact, cloud: str) -> Callable[..., Edge]:
     return edge
 
 
+TRIED: dict[int, list[int]] = {}
+"""Tokens drafted and tokens accepted, by placement."""
+
+
 def ids_of(edge: Edge, prompt: str, generation: Generation) -> list[int]:
     ids = edge.tokenizer.encode_chat([{"role": "user", "content": prompt}])
     account = edge.answer(ids, generation).finish()
     if account.mode == "verified" and edge.placement < edge.artifact.architecture.layers:
         assert account.rounds > 0
+        tried = TRIED.setdefault(edge.placement, [0, 0])
+        tried[0] += account.drafted
+        tried[1] += sum(t.source.startswith("exit@") for t in account.tokens)
     return account.token_ids
 
 
@@ -64,10 +71,20 @@ def check(
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", range(len(PROMPTS)))
 def test_verified_equals_cloud_equals_whole(edge_of: Callable[..., Edge], number: int) -> None:
-    sampling = (GREEDY, WARM)[number % 2]
+    sampling = (GREEDY, WARM)[(number + number // 4) % 2]
     made = Generation(max_tokens=16, threshold=(0.6, 0.2, 0.0)[number % 3], sampling=sampling)
     placement = (5, 10, 15, 20)[number % 4]
     assert check(edge_of, PROMPTS[number], made, [placement], draft=1 + number % 16) > 0
+
+
+@pytest.mark.e2e
+def test_drafts_were_accepted_and_rejected_at_every_placement() -> None:
+    """Otherwise the comparisons above would have compared nothing."""
+    if not TRIED:
+        pytest.skip("run with the comparisons above")
+    for placement in (5, 10, 15, 20):
+        drafted, accepted = TRIED[placement]
+        assert 0 < accepted < drafted, placement
 
 
 @pytest.mark.e2e
@@ -99,6 +116,6 @@ def test_a_bold_draft_is_corrected_and_a_good_one_saves_trips(
 @pytest.mark.parametrize("number", range(len(PROMPTS)))
 def test_full(edge_of: Callable[..., Edge], number: int, sampling: Sampling) -> None:
     for step, placement in enumerate((5, 10, 15, 20)):
-        draft = 1 + (number * 4 + step * 5) % 16
+        draft = 1 + (number + step * 4) % 16
         made = Generation(max_tokens=128, threshold=0.3, sampling=sampling)
         check(edge_of, PROMPTS[number], made, [placement], draft)

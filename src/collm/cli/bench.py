@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from collm.cli.options import JsonOption, ThreadsOption, thread_count
+from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count
 from collm.model.artifact import Artifact
 from collm.model.sources import resolve_source
 
@@ -44,6 +44,7 @@ def engine_command(
     from collm.bench.engine_report import EngineOptions
     from collm.bench.engine_table import print_report
 
+    output_file(out)
     options = EngineOptions(
         threads=thread_count(threads),
         tokens=tokens,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from collm.cli.build import build_artifact
-from collm.cli.options import JsonOption, ThreadsOption, thread_count
+from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count
 from collm.cli.run import cloud_link
 from collm.cli.show import Palette, kilobytes, plain_table, print_piece
 from collm.config import Generation
@@ -45,6 +45,7 @@ def demo_command(
     as_json: JsonOption = False,
 ) -> None:
     """Split SmolLM2-135M between this process and a cloud process, and check the text."""
+    output_file(picture)
     folder = artifact or default_folder()
     opened = _artifact(folder)
     console = Console(highlight=False, quiet=as_json)
@@ -85,7 +86,12 @@ def default_folder() -> Path:
 
 
 def _artifact(folder: Path) -> Artifact:
-    """The demo's artifact; built where it is missing, damaged or lacks today's exits."""
+    """The demo's artifact, built where it is missing.
+
+    One's own folder is used as it is; the default one is rebuilt when damaged or outdated.
+    """
+    if folder != default_folder() and folder.exists():
+        return Artifact(folder)
     try:
         opened = Artifact(folder)
         expected = {stem_of(path) for path in shipped_exits(opened.manifest.source_sha256)}

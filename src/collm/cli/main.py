@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
 
 from collm import __version__
@@ -51,15 +50,27 @@ def main() -> None:
         code = app(standalone_mode=False)
     except CollmError as error:
         _fail(f"error: {error}", 2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except typer.TyperException as error:
+        _fail_usage(error)
+    except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; Python would complain at exit
         sys.exit(0)
+    except OSError as error:
+        _fail(f"error: {error.filename or 'file'}: {error.strerror or error}", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail_usage(error: typer.TyperException) -> None:
+    """A mistake in the command line itself; `collm` alone shows the help."""
+    said = error.format_message()
+    if "Usage:" in said:
+        print(said)
+        sys.exit(0)
+    _fail(f"error: {said.rstrip('.')} (see --help)", 2)
 
 
 def _fail(line: str, code: int) -> None:

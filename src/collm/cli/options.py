@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from collm.errors import PlacementError
+from collm.errors import PlacementError, UsageError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ThreadsOption = Annotated[
     int, typer.Option(min=0, max=256, help="Compute threads; 0 takes what the machine has.")
 ]
+
+
+def output_file(path: Path | None) -> None:
+    """Refuse a file that could not be written, before any work is done for it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UsageError(f"{path}: cannot be written; expected a file in a folder that exists")
 
 
 def numbers(option: str, text: str) -> list[int]:

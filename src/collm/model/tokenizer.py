@@ -62,7 +62,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, after the model's begin-of-sequence token where it wants one."""
-        ids: list[int] = self._hub.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
         return ids if self._files.bos_id is None else [self._files.bos_id, *ids]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -70,8 +70,7 @@ class Tokenizer:
 
         Raises PromptError where the template refuses the messages.
         """
-        ids: list[int] = self._hub.encode(self.render(messages), add_special_tokens=False).ids
-        return ids
+        return self._ids(self.render(messages))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as the template writes it."""
@@ -89,6 +88,14 @@ class Tokenizer:
             )
         except _TEMPLATE_ERRORS as error:
             raise PromptError(f"the chat template refuses these messages: {error}") from None
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise PromptError("the prompt is not valid Unicode text; expected UTF-8") from None
+        ids: list[int] = self._hub.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out."""

@@ -33,7 +33,8 @@ class RowBuffer:
 
     def take(self, start: int, end: int) -> F32:
         """A view of positions [start, end); valid until the next append or drop."""
-        assert self.first <= start <= end <= self.end, (self.first, start, end, self.end)
+        if not self.first <= start <= end <= self.end:
+            raise IndexError(f"rows {start} to {end} of {self.first} to {self.end}")
         return self._data[start - self.first : end - self.first]
 
     def crop(self, position: int) -> None:

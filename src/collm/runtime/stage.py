@@ -68,7 +68,7 @@ class Stage:
         self.chains = [self._backend.chain(artifact.graph(block.graph), arch) for block in entries]
         self._embedding = artifact.embedding() if layers.start == 0 else None
         entries_at = artifact.exits(tuple(exits), layers.stop)
-        heads = {entry.head: self._load_head(entry.head) for entry in entries_at}
+        heads = {name: self._load_head(name) for name in {entry.head for entry in entries_at}}
         self.exits = {
             entry.cut: ExitHead(artifact, entry, self._backend, heads[entry.head])
             for entry in entries_at

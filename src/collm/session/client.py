@@ -39,8 +39,11 @@ M = TypeVar("M", Welcome, Verdict)
 class CloudClient:
     """One session with a cloud. Rows go up in the background; verdicts are waited for."""
 
-    def __init__(self, link: Link, *, fingerprint: str, cut: int, limits: Limits) -> None:
+    def __init__(
+        self, link: Link, *, fingerprint: str, cut: int, vocabulary: int, limits: Limits
+    ) -> None:
         self._link = link
+        self._vocabulary = vocabulary
         self._limits = limits
         self._wire_format = "f32" if cut else "ids"
         self._epoch = 0
@@ -55,7 +58,8 @@ class CloudClient:
             software=f"collm {__version__}",
         )
         link.send(encode(hello))
-        self.welcome = self._expect(Welcome, limits.connect_seconds)
+        # The server is there (the link saw that within connect_seconds), but it may be computing.
+        self.welcome = self._expect(Welcome, limits.verdict_seconds)
 
     @property
     def bytes_up(self) -> int:
@@ -91,6 +95,7 @@ class CloudClient:
         current = verdict.epoch == self._epoch and verdict.base == base
         if not current or verdict.accepted > len(draft):
             raise ProtocolError("the cloud's verdict is not about this draft")
+        self._check_token(verdict.next_token)
         if verdict.accepted < len(draft):
             self._epoch += 1
             self.sent = base + verdict.accepted + 1
@@ -114,6 +119,7 @@ class CloudClient:
                 return
             if not isinstance(reply, Token):
                 raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")
+            self._check_token(reply.token_id)
             yield reply
         raise ProtocolError(f"the cloud sent more than {max_tokens} tokens")
 
@@ -135,6 +141,12 @@ class CloudClient:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _check_token(self, token_id: int) -> None:
+        if token_id >= self._vocabulary:
+            raise ProtocolError(
+                f"the cloud's token {token_id} is beyond the vocabulary of {self._vocabulary}"
+            )
 
     def _receive(self, timeout: float) -> CloudMessage:
         reply = decode_cloud(self._link.receive(timeout), self._limits)

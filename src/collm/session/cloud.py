@@ -66,6 +66,8 @@ class CloudConversation:
         self._wire_format = "ids"
         self._ids: list[int] = []
         self._epoch = 0
+        self._judged = 0
+        """The first row whose logits can still be asked for."""
 
     def receive(self, frame: bytes) -> Iterator[bytes]:
         """Take one frame, yield the replies as they are made."""
@@ -145,6 +147,7 @@ class CloudConversation:
     def _verify(self, session: StageSession, message: Verify) -> Verdict:
         end = message.base + len(message.draft) + 1
         self._check(session, message.epoch, end)
+        self._take(message.base)
         if tuple(self._ids[message.base + 1 : end]) != message.draft:
             raise ProtocolError("the draft is not what was appended")
         started = time.perf_counter()
@@ -178,6 +181,7 @@ class CloudConversation:
         seen = set(self._ids)
         for step in range(message.max_tokens):
             started = time.perf_counter()
+            self._take(session.position - 1)
             logits = session.logits(session.position - 1)[-1]
             token = choose(logits, message.sampling, session.position, seen)
             logprob = log_probability(logits, token)
@@ -209,9 +213,16 @@ class CloudConversation:
                 f"{session.position} positions"
             )
 
+    def _take(self, first: int) -> None:
+        """Note that rows from `first` on are asked for: earlier ones are then given up."""
+        if first < self._judged:
+            raise ProtocolError(f"row {first} is gone; the first still held is {self._judged}")
+        self._judged = first
+
     def _crop(self, session: StageSession, position: int, epoch: int) -> None:
         if epoch != self._epoch + 1:
             raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
         session.crop(position)
+        self._judged = min(self._judged, position)
         del self._ids[position:]
         self._epoch = epoch

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from collm.config import Generation
 from collm.errors import PlacementError, PromptError
@@ -82,6 +82,9 @@ class Edge:
         context = self.artifact.architecture.context_length
         if not prompt_ids:
             raise PromptError("the prompt is empty; expected at least one token")
+        vocabulary = self.artifact.architecture.vocab_size
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocabulary:
+            raise PromptError(f"the prompt has token ids outside 0 to {vocabulary - 1}")
         if len(prompt_ids) >= context:
             raise PromptError(
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is {context}; "
@@ -108,7 +111,11 @@ class Edge:
         link = self._connect()
         try:
             return CloudClient(
-                link, fingerprint=self.artifact.fingerprint, cut=cut, limits=self._limits
+                link,
+                fingerprint=self.artifact.fingerprint,
+                cut=cut,
+                vocabulary=self.artifact.architecture.vocab_size,
+                limits=self._limits,
             )
         except BaseException:
             link.close()
@@ -123,8 +130,13 @@ class Answer:
         self._run = run
         self._loop = loop
         self._text = text
+        self._pieces = self._stream()
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece, None, None]:
+        """The pieces that are still to come; an answer runs once."""
+        return self._pieces
+
+    def _stream(self) -> Generator[Piece, None, None]:
         account, text, started = self.account, self._text, time.perf_counter()
         tokens = self._loop(self._run)
         try:
@@ -151,7 +163,7 @@ class Answer:
             account.wall_seconds = time.perf_counter() - started
 
     def finish(self) -> Account:
-        """Run to the end and return the account."""
+        """Run (or go on) to the end and return the account."""
         for _ in self:
             pass
         return self.account

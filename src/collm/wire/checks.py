@@ -41,6 +41,13 @@ def finite(name: str, value: float) -> float:
     return value
 
 
+def logprob(value: float) -> float:
+    """`value` if it is a possible log-probability (rounding may put it just above 0)."""
+    if finite("logprob", value) > 1e-3:
+        raise ProtocolError(f"logprob is {value}; it must not be above 0")
+    return value
+
+
 def seconds(name: str, value: float) -> float:
     """`value` if it is a possible duration."""
     if finite(name, value) < 0:

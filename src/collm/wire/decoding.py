@@ -203,9 +203,9 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         base=checks.bounded("base", body.base, limits.max_positions),
         accepted=accepted,
         next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
-        logprob=checks.finite("logprob", body.logprob),
+        logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
-        logprobs_accepted=tuple(checks.finite("logprob", p) for p in body.logprobs_accepted),
+        logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
     )
 
 
@@ -214,6 +214,6 @@ def _token(body: pb.Token, limits: Limits) -> Token:
         epoch=body.epoch,
         position=checks.bounded("position", body.position, limits.max_positions),
         token_id=checks.bounded("token id", body.token_id, limits.max_token_id),
-        logprob=checks.finite("logprob", body.logprob),
+        logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
     )
