@@ -62,7 +62,9 @@ def engine_command(
     if as_json:
         typer.echo(text)
     else:
-        print_report(Console(), report)
+        # Wide enough for the tables also where the output is no terminal.
+        console = Console()
+        print_report(console if console.is_terminal else Console(width=120), report)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def write_head(folder: Path, arch: Architecture, name: str, unembedding: Matrix)
     (folder / "heads").mkdir(exist_ok=True)
     with DataFile(folder / f"heads/{name}.data") as data:
         graph = GraphBuilder(f"head {name}", data)
-        head_graph(graph, arch, unembedding)
+        head_graph(graph, arch, unembedding, confident=name != "full")
         graph.save(folder / f"heads/{name}.onnx")
     return f"heads/{name}.onnx"
 

@@ -134,23 +134,37 @@ class OnnxChain:
 
 
 class OnnxHead:
-    """A head graph; its logits stay inside ONNX Runtime where only a confidence is wanted."""
+    """A head graph; its logits stay inside ONNX Runtime where only a confidence is wanted.
 
-    def __init__(self, head: ort.InferenceSession, confidence: ort.InferenceSession) -> None:
+    A head that serves exits alone computes the confidence itself; for others `confidence`
+    does, from the logits.
+    """
+
+    def __init__(self, head: ort.InferenceSession, confidence: ort.InferenceSession | None) -> None:
         self._head = head
         self._confidence = confidence
         self._logits = head.get_outputs()[0].name
 
     def logits(self, hidden_states: F32, norm: F32) -> F32:
-        out: F32 = self._head.run([self._logits], {"hidden": hidden_states, "norm": norm})[0]
+        feeds = {"hidden": hidden_states, "norm": norm}
+        if self._confidence is None:
+            feeds["temperature"] = np.ones(1, dtype=np.float32)
+        out: F32 = self._head.run([self._logits], feeds)[0]
         return out
 
     def top(self, hidden_states: F32, norm: F32, temperature: float) -> Top:
-        feeds = {"hidden": _value(hidden_states), "norm": _value(norm)}
-        (logits,) = self._head.run_with_ort_values([self._logits], feeds)
-        feeds = {"logits": logits, "temperature": _value(np.array([temperature], np.float32))}
-        ids, probs = self._confidence.run_with_ort_values(["top_ids", "top_probs"], feeds)
-        (first, second), (p, q) = ids.numpy()[0].tolist(), probs.numpy()[0].tolist()
+        calibration = np.array([temperature], dtype=np.float32)
+        wanted = ["top_ids", "top_probs"]
+        if self._confidence is None:
+            feeds = {"hidden": hidden_states, "norm": norm, "temperature": calibration}
+            ids, probs = self._head.run(wanted, feeds)
+        else:
+            states = {"hidden": _value(hidden_states), "norm": _value(norm)}
+            (logits,) = self._head.run_with_ort_values([self._logits], states)
+            values = {"logits": logits, "temperature": _value(calibration)}
+            made = self._confidence.run_with_ort_values(wanted, values)
+            ids, probs = (value.numpy() for value in made)
+        (first, second), (p, q) = ids[0].tolist(), probs[0].tolist()
         return Top(first, p, second, q)
 
 
@@ -166,7 +180,9 @@ class OnnxBackend:
         return OnnxChain(self._session(graph), arch, self._rope, self._limits.kv_step)
 
     def head(self, graph: Path, confidence: Path) -> OnnxHead:
-        return OnnxHead(self._session(graph), self._session(confidence))
+        head = self._session(graph)
+        confident = any(output.name == "top_ids" for output in head.get_outputs())
+        return OnnxHead(head, None if confident else self._session(confidence))
 
     def close(self) -> None:
         """Sessions are freed with the last reference to them."""
