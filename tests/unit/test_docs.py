@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,5 +18,19 @@ def test_relative_links_resolve_and_nothing_is_a_placeholder(page: Path) -> None
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target
-    assert not re.search(r"^[A-Z]{4,}$", text, re.MULTILINE)
+    assert not re.search(r"^[A-Z]{4,}$|PLACEHOLDER", text, re.MULTILINE)
     assert "TODO" not in text
+
+
+def test_the_readmes_engine_figures_are_those_of_the_raw_result() -> None:
+    """What is claimed of speed and agreement stands in the committed JSON."""
+    readme = (ROOT / "README.md").read_text()
+    raw = json.loads((ROOT / "docs/results/engine-int4.json").read_text())
+    decode = {r["name"]: r["seconds"]["median"] for r in raw["results"] if r["task"] == "decode"}
+    rows = {"full depth, fast": "fast", "full depth, exact": "exact"}
+    for start, name in (*rows.items(), ("standalone", "standalone exit@15")):
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {start}"))
+        ratio = decode["llama.cpp"] / decode[name]
+        assert f"| {1 / decode[name]:.1f} | {ratio:.2f} ×" in row
+    for name in ("exact", "llama.cpp"):
+        assert f"{100 * raw['agreement'][name]['share']:.1f} ±" in readme
