@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -44,8 +43,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
-    # gRPC's C core writes its own lines to standard error; ours say the same once.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         code = app(standalone_mode=False)
     except CollmError as error:
