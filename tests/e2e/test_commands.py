@@ -102,7 +102,13 @@ def test_blocks_not_placed_are_never_opened(smollm2: Path, tmp_path: Path) -> No
 def test_interrupt_ends_cleanly_and_takes_the_spawned_cloud_along(smollm2: Path) -> None:
     command = [sys.executable, "-m", "collm", "run", str(smollm2), "Tell me a long story.",
                "--cloud", "spawn", "--max-tokens", "4000", "--ignore-eos"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts background jobs, these tests perhaps among them, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     os.read(process.stdout.fileno(), 1)  # the first token is out
     children = psutil.Process(process.pid).children(recursive=True)
