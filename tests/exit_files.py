@@ -28,9 +28,13 @@ def exit_tensors(
     layers: int = 1,
     packed: bool = False,
     shortlist: int = 0,
+    mapped: bool = False,
+    feed: tuple[int, ...] = (),
     seed: int = 0,
 ) -> Tensors:
-    """Random weights. packed: int8 with float16 block scales; shortlist: how many tokens, 0 all."""
+    """Random weights. packed: int8 with float16 block scales; shortlist: how many tokens, 0 all;
+    mapped: with a linear map before the adapter; feed: earlier cuts that the map reads too.
+    """
     random = np.random.default_rng(seed)
     d, ffn = arch.hidden_size, arch.ffn_size
     tensors: Tensors = {"norm.weight": random.normal(1, 0.2, d).astype(np.float32)}
@@ -44,8 +48,14 @@ def exit_tensors(
         else:
             tensors[name] = values
 
-    if kind == "linear":
-        matrix("linear.weight", d, d)
+    if kind == "linear" or mapped or feed:
+        matrix("linear.weight", d, d * (1 + len(feed)))
+    if kind == "mlp":
+        matrix("mlp.gate_proj.weight", ffn, d)
+        matrix("mlp.up_proj.weight", ffn, d)
+        matrix("mlp.down_proj.weight", d, ffn)
+        norm = random.normal(1, 0.2, d).astype(np.float32)
+        tensors["post_attention_layernorm.weight"] = norm
     for i in range(layers if kind == "layer" else 0):
         p, q_size, kv_size = (
             f"layers.{i}",
@@ -69,10 +79,10 @@ def exit_tensors(
 
 def exit_file(
     path: Path, arch: Architecture, cut: int, kind: str, *, window: int = 0,
-    temperature: float = 1.0, layers: int = 1, **tensors: Any,
+    temperature: float = 1.0, layers: int = 1, feed: tuple[int, ...] = (), **tensors: Any,
 ) -> Path:  # fmt: skip
     """Write a sound exit file."""
-    about = metadata(cut, kind, window=window, temperature=temperature,
+    about = metadata(cut, kind, window=window, temperature=temperature, feed=list(feed),
                      layers=layers if kind == "layer" else 0)  # fmt: skip
-    save_file(exit_tensors(arch, kind, layers=layers, **tensors), path, about)
+    save_file(exit_tensors(arch, kind, layers=layers, feed=feed, **tensors), path, about)
     return path

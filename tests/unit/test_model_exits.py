@@ -24,8 +24,10 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "identity", "shortlist": 50},
     {"kind": "linear"},
     {"kind": "linear", "packed": True, "shortlist": 50},
+    {"kind": "mlp"},
+    {"kind": "mlp", "packed": True, "mapped": True, "shortlist": 50},
     {"kind": "layer"},
-    {"kind": "layer", "packed": True},
+    {"kind": "layer", "packed": True, "mapped": True},
     {"kind": "layer", "layers": 2, "window": 5, "shortlist": 50, "temperature": 1.7},
 ]
 CUT = 2
@@ -215,6 +217,8 @@ BAD: list[tuple[str, Change, str]] = [
     ("shortlist of floats", shaped("shortlist", 2), "shortlist"),
     ("scales on floats", floats_with_scales, "int8"),
     ("not finite", not_finite, "finite"),
+    ("narrow map", shaped("linear.weight", 64, 32), r"linear\.weight has shape \(64, 32\)"),
+    ("an mlp of nothing", about(kind="mlp", layers="0"), r"mlp\.gate_proj\.weight is missing"),
 ]
 
 
@@ -231,6 +235,7 @@ def test_a_malformed_exit_leaves_the_artifact_untouched(
     with pytest.raises(ArtifactError, match=says) as caught:
         add_exit(artifact.folder, tmp_path / "x")
     assert str(tmp_path / "x") in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert tree(artifact.folder) == before
     assert not [p for p in artifact.folder.iterdir() if p.name.startswith(".")]
 

@@ -13,15 +13,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from collm.cli.options import JsonOption, numbers
 from collm.cli.show import megabytes
 from collm.model.build import build
+from collm.model.delta import read_adaptation
 from collm.model.exits import add_exit, shipped_exits
 from collm.model.manifest import Manifest
 from collm.model.sources import open_checkpoint
 
 
 def build_artifact(
-    source: str, out: Path, *, cuts: list[int] | None, weights: str, force: bool
+    source: str,
+    out: Path,
+    *,
+    cuts: list[int] | None,
+    weights: str,
+    force: bool,
+    adapt: Path | None = None,
 ) -> Manifest:
     """Build with a progress bar on standard error, shipped exits included."""
+    adaptation = None if adapt is None else read_adaptation(adapt)
     console = Console(stderr=True)
     columns = (
         TextColumn("building {task.description:<22}"),
@@ -44,6 +52,7 @@ def build_artifact(
             weights=weights,
             force=force,
             exits=shipped_exits,
+            adaptation=adaptation,
             progress=progress,
         )
 
@@ -61,12 +70,21 @@ def build_command(
         typer.Option(help="Layers after which the model may be split, such as 5,10,15,20."),
     ] = None,
     weights: Annotated[str, typer.Option(help="int4, int8 or fp32.")] = "int4",
+    adapt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DELTA",
+            help="Merge a delta of collm tune --adapt into the weights: its file, or its folder "
+            "to take in the exits beside it as well. Matrices that it changes are int8 with "
+            "--weights int4.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an artifact that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into an artifact: a chain of blocks plus exits."""
     chosen = None if cuts is None else numbers("--cuts", cuts)
-    manifest = build_artifact(source, out, cuts=chosen, weights=weights, force=force)
+    manifest = build_artifact(source, out, cuts=chosen, weights=weights, force=force, adapt=adapt)
     size = sum(entry.bytes for entry in manifest.files.values())
     if as_json:
         data = {"artifact": str(out), "fingerprint": manifest.fingerprint, "bytes": size}
@@ -77,6 +95,7 @@ def build_command(
         f"{out}: {manifest.name}, {manifest.architecture.layers} layers in "
         f"{len(manifest.blocks)} blocks, {manifest.weights} weights, {megabytes(size)}, "
         f"trained exits at {', '.join(trained) or 'none of the cuts'}"
+        f"{', adapted' if manifest.adaptation else ''}"
     )
 
 

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from collm.cli.options import JsonOption
 from collm.cli.show import megabytes, plain_table
 from collm.model.artifact import Artifact
+from collm.model.manifest import Manifest
 
 
 def info_command(
@@ -39,6 +41,8 @@ def info_command(
         highlight=False,
         soft_wrap=True,
     )
+    adaptation = f"adaptation {manifest.adaptation or 'none'}"
+    console.print(adaptation, highlight=False, markup=False, soft_wrap=True)
     table = plain_table("Blocks", ["layers", "size"])
     for block in manifest.blocks:
         weights = block.graph.removesuffix(".onnx") + ".data"
@@ -46,11 +50,21 @@ def info_command(
         table.add_row(f"{block.first} to {block.last - 1}", megabytes(size))
     table.add_row("head", megabytes(manifest.files["heads/full.data"].bytes))
     console.print(table)
-    table = plain_table("Exits", ["after layer", "kind", "vocabulary", "held-out agreement"])
+    console.print(_exit_table(manifest))
+
+
+def _exit_table(manifest: Manifest) -> Table:
+    columns = ["after layer", "kind", "window", "vocabulary", "threshold", "held-out agreement"]
+    table = plain_table("Exits", columns)
     for entry in manifest.exits:
         training = json.loads(entry.training) if entry.training.startswith("{") else {}
         agreement = training.get("held_out_agreement")
-        known = f"{agreement:.1%}" if isinstance(agreement, float) else "untrained"
-        vocabulary = manifest.heads[entry.head].vocabulary
-        table.add_row(str(entry.cut), entry.kind, f"{vocabulary:,}", known)
-    console.print(table)
+        table.add_row(
+            str(entry.cut) + (f" with {', '.join(map(str, entry.feed))}" if entry.feed else ""),
+            entry.kind if entry.layers < 2 else f"{entry.layers} layers",
+            str(entry.window or "all") if entry.layers else "",
+            f"{manifest.heads[entry.head].vocabulary:,}",
+            "" if entry.threshold is None else f"{entry.threshold:.3f}",
+            f"{agreement:.1%}" if isinstance(agreement, float) else "untrained",
+        )
+    return table

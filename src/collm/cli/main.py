@@ -9,10 +9,14 @@ import typer
 from collm import __version__
 from collm.cli.bench import bench
 from collm.cli.build import add_exit_command, build_command
+from collm.cli.calibrate import calibrate_command
 from collm.cli.cloud import cloud_command
 from collm.cli.demo import demo_command
+from collm.cli.eval import evaluation
 from collm.cli.info import info_command
 from collm.cli.run import run_command
+from collm.cli.synthesize import synthesize_command
+from collm.cli.tune import tune_command
 from collm.errors import CollmError
 
 app = typer.Typer(
@@ -29,6 +33,10 @@ app.command("info")(info_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
 app.command("demo")(demo_command)
+app.command("synthesize")(synthesize_command)
+app.command("tune")(tune_command)
+app.command("calibrate")(calibrate_command)
+app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
 
 

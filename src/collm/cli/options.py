@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 ThreadsOption = Annotated[
     int, typer.Option(min=0, max=256, help="Compute threads; 0 takes what the machine has.")
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
+
+
+def needs_torch(verb: str) -> None:
+    """Refuse a verb that PyTorch is missing for; edge devices do without it."""
+    if find_spec("torch") is None:
+        raise UsageError(f"collm {verb} needs PyTorch: pip install 'collm[tune]'")
 
 
 def output_file(path: Path | None) -> None:

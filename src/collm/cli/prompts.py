@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from collm.errors import PromptError
-from collm.limits import DEFAULT_LIMITS
 from collm.model.tokenizer import Tokenizer
+from collm.tune.texts import json_lines
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, *, raw: bool) -> list[int]:
@@ -24,13 +22,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
     Raises PromptError with the line's number.
     """
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise PromptError(f"{path}: no such file; expected one JSON object a line") from None
-    if size > DEFAULT_LIMITS.max_prompt_bytes * 64:
-        raise PromptError(f"{path}: {size} bytes is more than a prompt file may have")
-    return list(_lines(path))
+    return [_record(where, value) for where, value in json_lines(path)]
 
 
 def record_ids(tokenizer: Tokenizer, record: dict[str, Any], *, raw: bool) -> list[int]:
@@ -40,27 +32,7 @@ def record_ids(tokenizer: Tokenizer, record: dict[str, Any], *, raw: bool) -> li
     return prompt_ids(tokenizer, record["prompt"], raw=raw)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    found = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _record(f"{path}, line {number}", line)
-                    found += 1
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 text ({error.reason})") from None
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
-    if not found:
-        raise PromptError(f"{path}: no prompts in it; expected one JSON object a line")
-
-
-def _record(where: str, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where}: not JSON: {error}") from None
+def _record(where: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise PromptError(f"{where}: expected an object with prompt or messages")
     if isinstance(record.get("prompt"), str):

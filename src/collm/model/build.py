@@ -8,6 +8,7 @@ from pathlib import Path
 
 from collm.errors import ArtifactError, PlacementError
 from collm.model.architecture import Architecture
+from collm.model.delta import Adaptation
 from collm.model.exits import ExitFile, add_exit, identity_exit
 from collm.model.files import atomic_folder, file_entry
 from collm.model.graph import DataFile, GraphBuilder
@@ -52,18 +53,22 @@ def build(
     weights: str = "int4",
     force: bool = False,
     exits: Callable[[str], Sequence[Path]] = lambda source_sha256: (),
+    adaptation: Adaptation | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Manifest:
     """Write the artifact of `checkpoint` to the folder `out`, atomically.
 
     Every cut gets an untrained exit (the final norm and head). exits: given the checkpoint's
-    digest, the exit files to take in at once; more can be added by `collm.model.exits.add_exit`.
+    digest, the exit files to take in at once, as far as they were made for the same adaptation;
+    more can be added by `collm.model.exits.add_exit`. adaptation: a delta to merge into the
+    weights, and exits, all of which have to fit it.
     Raises SourceError, PlacementError or ArtifactError.
     """
     arch = checkpoint.architecture
     chosen = _check_cuts(default_cuts(arch.layers) if cuts is None else cuts, arch.layers)
     check_output(out, force)
-    packer = Packer(checkpoint, weights)
+    delta = None if adaptation is None else adaptation.delta
+    packer = Packer(checkpoint, weights, delta)
     tokenizer = checkpoint.tokenizer()
     bounds = [0, *chosen, arch.layers]
     total = arch.layers + 2
@@ -93,18 +98,28 @@ def build(
                 bos_id=tokenizer.bos_id,
                 eos_ids=tokenizer.eos_ids,
                 source_sha256=checkpoint.sha256(),
+                adaptation="" if delta is None else delta.record(packer.adapted_weights),
                 files=_hash_files(folder),
             )
             for cut in chosen:
                 manifest = manifest.with_exit(identity_exit(manifest, cut))
             manifest.write(folder)
-            for path in exits(manifest.source_sha256):
-                if ExitFile(path).cut in chosen:
+            for path in _wanted_exits(exits(manifest.source_sha256), adaptation):
+                if ExitFile(path).fits(chosen):
                     manifest = add_exit(folder, path)
             progress("done", total, total)
     except OSError as error:
         raise ArtifactError(f"{out}: cannot be written: {error.strerror or error}") from None
     return manifest
+
+
+def _wanted_exits(offered: Sequence[Path], adaptation: Adaptation | None) -> list[Path]:
+    """Of the exits on offer those for this adaptation, then the adaptation's own."""
+    if adaptation is None:
+        return [path for path in offered if not ExitFile(path).metadata.get("adaptation")]
+    digest = adaptation.delta.sha256
+    fitting = [path for path in offered if ExitFile(path).metadata.get("adaptation") == digest]
+    return [*fitting, *adaptation.exits]
 
 
 def _check_cuts(cuts: Sequence[int], layers: int) -> tuple[int, ...]:

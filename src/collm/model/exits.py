@@ -1,10 +1,10 @@
 """Exits: what turns the hidden state at a cut into a guess at the next token.
 
-An exit file is safetensors with metadata (format `collm-exit`): a norm, an optional adapter
-(`linear`, or decoder layers under their Hugging Face names; int8 with float16 block scales, or
-floats), an optional `shortlist` of token ids, and a calibration temperature. Adding one writes
-its graphs into the artifact and replaces the manifest last, so that an interrupted addition
-leaves the artifact as it was.
+An exit is a norm and a head behind an optional adapter: `linear`, `mlp` or decoder layers. Adding
+an exit file writes its graphs into the artifact and replaces the manifest last, so that an
+interrupted addition leaves the artifact as it was. Thresholds are set by themselves, later.
+
+Not covered: what an exit file looks like (`collm.model.exit_file`).
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from collm.errors import ArtifactError, PlacementError
-from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
 from collm.model.artifact import Artifact
+from collm.model.delta import check_exit
+from collm.model.exit_file import ExitFile as ExitFile
 from collm.model.files import file_entry
 from collm.model.graph import DataFile, GraphBuilder
-from collm.model.layers import LayerWeights, Matrix, layer_chain
+from collm.model.layers import (
+    LayerWeights,
+    Matrix,
+    feed_forward,
+    hidden_input,
+    hidden_output,
+    layer_chain,
+)
 from collm.model.manifest import ExitEntry, FileEntry, HeadEntry, Manifest
-from collm.model.quantize import BLOCK, Quantised, concatenate
 from collm.model.vocabulary import CONFIDENCE, RowReader, write_head
 
 F32 = npt.NDArray[np.float32]
-
-_KINDS = ("identity", "linear", "layer")
-_MAX_LAYERS = 4
 
 
 def identity_exit(manifest: Manifest, cut: int) -> ExitEntry:
@@ -43,95 +45,21 @@ def identity_exit(manifest: Manifest, cut: int) -> ExitEntry:
     return ExitEntry(cut=cut, kind="identity", norm=manifest.final_norm, head="full")
 
 
-class ExitFile:
-    """An exit file, opened and checked. Raises ArtifactError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            if path.stat().st_size > DEFAULT_LIMITS.max_exit_bytes:
-                raise ArtifactError(f"{path}: larger than any exit")
-            self._reader = safe_open(path, framework="np")
-            self.metadata: Mapping[str, str] = self._reader.metadata() or {}
-            self._names = set(self._reader.keys())
-        except FileNotFoundError:
-            raise ArtifactError(f"{path}: no such file; expected an exit (safetensors)") from None
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{path}: not a readable exit file: {error}") from None
-        if self.metadata.get("format") != "collm-exit" or self.metadata.get("version") != "1":
-            raise ArtifactError(f"{path}: not a CoLLM exit of version 1")
-        try:
-            self.cut = int(self.metadata["cut"])
-            self.kind = self.metadata["kind"]
-            self.layers = int(self.metadata.get("layers", 0))
-            self.window = int(self.metadata.get("window", 0))
-            self.temperature = float(self.metadata.get("temperature", 1.0))
-        except (KeyError, ValueError) as error:
-            raise ArtifactError(f"{path}: malformed metadata: {error}") from None
-        least = 1 if self.kind == "layer" else 0
-        if not least <= self.layers <= _MAX_LAYERS:
-            raise ArtifactError(f"{path}: {self.layers} layers; expected 1 to {_MAX_LAYERS}")
-        sizes_fit = 0 <= self.window <= DEFAULT_LIMITS.max_positions
-        if self.kind not in _KINDS or not sizes_fit or not 0.01 < self.temperature < 100:
-            raise ArtifactError(f"{path}: metadata out of range (kind {self.kind!r})")
-
-    def has(self, name: str) -> bool:
-        """Whether the file holds tensor `name`."""
-        return name in self._names
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """A tensor of exactly this shape."""
-        if name not in self._names:
-            raise ArtifactError(f"{self.path}: tensor {name} is missing")
-        found = tuple(self._reader.get_slice(name).get_shape())
-        if found != shape:
-            raise ArtifactError(f"{self.path}: {name} has shape {found}, expected {shape}")
-        return np.asarray(self._reader.get_tensor(name))
-
-    def floats(self, name: str, shape: tuple[int, ...]) -> F32:
-        """A tensor as float32."""
-        values = self.tensor(name, shape).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ArtifactError(f"{self.path}: {name} has values that are not finite")
-        return values
-
-    def matrix(self, name: str, shape: tuple[int, int], quantised: bool) -> Matrix:
-        """A matrix as the artifact keeps it: int8 blocks, or float32."""
-        if not self.has(f"{name}.scale"):
-            return self.floats(name, shape)
-        n, k = shape
-        q = self.tensor(name, shape)
-        if q.dtype != np.int8 or k % BLOCK:
-            raise ArtifactError(
-                f"{self.path}: {name} with scales is {q.dtype} of {k} inputs; expected int8 of a "
-                f"multiple of {BLOCK}"
-            )
-        q = q.astype(np.int16).reshape(n, k // BLOCK, BLOCK) + 128
-        scale = self.floats(f"{name}.scale", (n, k // BLOCK))
-        packed = Quantised(bits=8, q=q.astype(np.uint8), scale=scale)
-        return packed if quantised else packed.floats()
-
-    def shortlist(self, vocabulary: int) -> npt.NDArray[np.int64] | None:
-        """Token ids that the exit knows, ascending; None for all."""
-        if not self.has("shortlist"):
-            return None
-        ids = np.asarray(self._reader.get_tensor("shortlist")).astype(np.int64)
-        if ids.ndim != 1 or len(ids) < 2 or ids.min() < 0 or ids.max() >= vocabulary:
-            raise ArtifactError(f"{self.path}: the shortlist names tokens outside the vocabulary")
-        if (np.diff(ids) <= 0).any():
-            raise ArtifactError(f"{self.path}: the shortlist is not ascending")
-        return ids
-
-
 def add_exit(folder: Path, path: Path) -> Manifest:
     """Add the exit file `path` to the artifact `folder`, in place of what its cut had."""
     artifact = Artifact(folder)
     manifest, arch = artifact.manifest, artifact.architecture
     file = ExitFile(path)
+    check_exit(manifest, file)
     if file.cut not in manifest.cuts:
         raise PlacementError(
             f"{path}: an exit at layer {file.cut}, but the artifact's cuts are "
             f"{', '.join(map(str, manifest.cuts))}"
+        )
+    if not file.fits(manifest.cuts):
+        raise PlacementError(
+            f"{path}: an exit that reads layers {', '.join(map(str, file.feed))} too, but the "
+            f"artifact's cuts are {', '.join(map(str, manifest.cuts))}"
         )
     if file.kind == "layer" and file.layers > arch.layers:
         raise ArtifactError(f"{path}: {file.layers} layers, the model has only {arch.layers}")
@@ -147,6 +75,22 @@ def add_exit(folder: Path, path: Path) -> Manifest:
     for name in unused:
         (folder / name).unlink(missing_ok=True)
     return made
+
+
+def set_thresholds(folder: Path, chosen: Mapping[int, tuple[float | None, str]]) -> Manifest:
+    """Write, per cut, the confidence from which its exit may answer alone, and how it was chosen.
+
+    chosen: (threshold in (0, 1], or None for never; calibration record, JSON) by cut. Cuts not
+    named stay as they are; nothing is written where one has no exit (PlacementError).
+    """
+    manifest = Manifest.read(folder)
+    for cut, (threshold, record) in chosen.items():
+        if (entry := manifest.exit_at(cut)) is None:
+            offered = ", ".join(str(e.cut) for e in manifest.exits) or "none"
+            raise PlacementError(f"threshold for exit {cut}: the artifact has exits at {offered}")
+        manifest = manifest.with_exit(replace(entry, threshold=threshold, calibration=record))
+    manifest.write(folder)
+    return manifest
 
 
 def _without_unused(
@@ -200,6 +144,7 @@ def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:
             graph=None if file.kind == "identity" else f"{stem}.onnx",
             layers=file.layers if file.kind == "layer" else 0,
             window=file.window,
+            feed=file.feed,
             temperature=file.temperature,
             trained=True,
             training=file.metadata.get("training", ""),
@@ -208,20 +153,38 @@ def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:
 
 
 def _adapter(g: GraphBuilder, arch: Architecture, file: ExitFile, *, quantised: bool) -> None:
-    d = arch.hidden_size
+    d, states = arch.hidden_size, 1 + len(file.feed)
+    x = hidden_input(g, arch, states)
+    mapped = ""
+    if file.has("linear.weight") or file.kind == "linear":
+        matrix = file.matrix("linear.weight", (d, d * states), quantised)
+        mapped = g.linear(x, "linear", matrix)
     if file.kind == "linear":
-        x = g.input("hidden", ["rows", d])
-        y = g.linear(x, "linear", file.matrix("linear.weight", (d, d), quantised))
-        g.node("Add", [x, y], ["hidden_out"])
-        g.output("hidden_out", ["rows", d])
-        return
-    # The adapter's layers are of the kind of the model's last ones (RoPE, norms, activation).
-    layers = range(arch.layers - file.layers, arch.layers)
+        if states > 1:  # the cut's own state comes first
+            x = g.op("Slice", x, g.integers(0), g.integers(d), g.integers(1))
+        hidden_output(g, arch, x, mapped)
+    elif file.kind == "mlp":
+        _feed_forward(g, arch, file, quantised, mapped or x)
+    else:
+        # The adapter's layers are of the kind of the model's last ones (RoPE, norms, activation).
+        layers = range(arch.layers - file.layers, arch.layers)
 
-    def read(layer: int) -> LayerWeights:
-        return _layer_weights(file, arch, layer - layers.start, quantised)
+        def read(layer: int) -> LayerWeights:
+            return _layer_weights(file, arch, layer - layers.start, quantised)
 
-    layer_chain(g, arch, layers, read, windows=(file.window,) * file.layers)
+        layer_chain(g, arch, layers, read, (file.window,) * file.layers, mapped or x)
+
+
+def _feed_forward(
+    g: GraphBuilder, arch: Architecture, file: ExitFile, quantised: bool, x: str
+) -> None:
+    """The kind `mlp`: a feed-forward part behind a norm, added to the residual stream."""
+    d, ffn, norm = arch.hidden_size, arch.ffn_size, "post_attention_layernorm"
+    both = {"mlp.gate_proj.weight": (ffn, d), "mlp.up_proj.weight": (ffn, d)}
+    gate_up = file.stacked(both, quantised)
+    down = file.matrix("mlp.down_proj.weight", (d, ffn), quantised)
+    normed = g.rms_norm(x, norm, file.floats(f"{norm}.weight", (d,)), arch.norm_epsilon)
+    hidden_output(g, arch, x, feed_forward(g, arch, "mlp", normed, gate_up, down))
 
 
 def _layer_weights(file: ExitFile, arch: Architecture, i: int, quantised: bool) -> LayerWeights:
@@ -229,11 +192,7 @@ def _layer_weights(file: ExitFile, arch: Architecture, i: int, quantised: bool) 
     q_size, kv_size = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
 
     def stack(*parts: tuple[str, tuple[int, int]]) -> Matrix:
-        found = [file.matrix(f"{p}.{name}_proj.weight", shape, quantised) for name, shape in parts]
-        packed = [part for part in found if isinstance(part, Quantised)]
-        if len(packed) == len(found):
-            return concatenate(packed)
-        return np.concatenate([m.floats() if isinstance(m, Quantised) else m for m in found])
+        return file.stacked({f"{p}.{x}_proj.weight": shape for x, shape in parts}, quantised)
 
     def norm(name: str, size: int) -> F32:
         return file.floats(f"{p}.{name}.weight", (size,))

@@ -41,14 +41,34 @@ class LayerWeights:
 LayerReader = Callable[[int], LayerWeights]
 
 
+def hidden_input(g: GraphBuilder, arch: Architecture, states: int = 1) -> str:
+    """Declare the rows that a graph works on: `hidden`, float32 [rows, d * states].
+
+    states: how many hidden states of the same position make a row, side by side.
+    """
+    return g.input("hidden", ["rows", arch.hidden_size * states])
+
+
+def hidden_output(g: GraphBuilder, arch: Architecture, x: str, branch: str) -> None:
+    """End a graph with the residual sum x + branch as `hidden_out`, float32 [rows, d]."""
+    g.node("Add", [x, branch], ["hidden_out"])
+    g.output("hidden_out", ["rows", arch.hidden_size])
+
+
 def layer_chain(
-    g: GraphBuilder, arch: Architecture, layers: range, read: LayerReader, windows: tuple[int, ...]
+    g: GraphBuilder,
+    arch: Architecture,
+    layers: range,
+    read: LayerReader,
+    windows: tuple[int, ...],
+    x: str = "",
 ) -> None:
     """Inputs `hidden` and caches, then `layers` one after the other, output `hidden_out`.
 
-    windows: sliding window per layer of the chain, 0 for the whole context.
+    windows: sliding window per layer of the chain, 0 for the whole context. x: the value to begin
+    with where it is not the input itself but was made from it.
     """
-    x = g.input("hidden", ["rows", arch.hidden_size])
+    x = x or hidden_input(g, arch)
     g.input("seqlens_k", [1], TensorProto.INT32)
     g.input("total_sequence_length", [], TensorProto.INT32)
     for rope in sorted({arch.layer_rope[layer] for layer in layers}):
@@ -58,8 +78,7 @@ def layer_chain(
     branch = ""
     for slot, layer in enumerate(layers):
         x, branch = _layer(g, arch, slot, layer, windows[slot], read(layer), x, branch)
-    g.node("Add", [x, branch], ["hidden_out"])
-    g.output("hidden_out", ["rows", arch.hidden_size])
+    hidden_output(g, arch, x, branch)
 
 
 def _layer(
@@ -81,16 +100,23 @@ def _layer(
     if w.post_norm_1 is not None:
         branch = g.rms_norm(branch, f"{p}.post_norm_1", w.post_norm_1, eps)
     x, normed = _add_norm(g, x, branch, f"{p}.norm_2", w.norm_2, eps)
-    gate_up = g.linear(normed, f"{p}.gate_up", w.gate_up)
-    gate, up = g.node("Split", [gate_up], 2, axis=-1, num_outputs=2)
+    branch = feed_forward(g, arch, p, normed, w.gate_up, w.down)
+    if w.post_norm_2 is not None:
+        branch = g.rms_norm(branch, f"{p}.post_norm_2", w.post_norm_2, eps)
+    return x, branch
+
+
+def feed_forward(
+    g: GraphBuilder, arch: Architecture, name: str, x: str, gate_up: Matrix, down: Matrix
+) -> str:
+    """down(activation(gate(x)) · up(x)), after Shazeer, arXiv 2002.05202."""
+    both = g.linear(x, f"{name}.gate_up", gate_up)
+    gate, up = g.node("Split", [both], 2, axis=-1, num_outputs=2)
     if arch.activation == "silu":
         active = g.op("QuickGelu", gate, domain=CONTRIB, alpha=1.0)  # x·sigmoid(x) in one node
     else:
         active = g.op("Gelu", gate, approximate="tanh")
-    branch = g.linear(g.op("Mul", active, up), f"{p}.down", w.down)
-    if w.post_norm_2 is not None:
-        branch = g.rms_norm(branch, f"{p}.post_norm_2", w.post_norm_2, eps)
-    return x, branch
+    return g.linear(g.op("Mul", active, up), f"{name}.down", down)
 
 
 def _add_norm(
@@ -164,7 +190,7 @@ def head_graph(
     confident: also what `confidence_graph` takes and gives. Only for heads that serve exits
     alone: every node runs at every call, whatever is asked for.
     """
-    x = g.input("hidden", ["rows", arch.hidden_size])
+    x = hidden_input(g, arch)
     norm = g.input("norm", [arch.hidden_size])
     normed = g.op("SimplifiedLayerNormalization", x, norm, axis=-1, epsilon=arch.norm_epsilon)
     logits = g.linear(normed, "unembedding", unembedding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,15 +60,34 @@ class ExitEntry:
 
     cut: int
     kind: str
-    """`identity`, `linear` or `layer`."""
+    """`identity`, `linear`, `mlp` or `layer`."""
     norm: str
     head: str
     graph: str | None = None
     layers: int = 0
     window: int = 0
+    feed: tuple[int, ...] = ()
+    """Earlier cuts, ascending, whose states the graph takes beside its own; 0 is the embedding."""
     temperature: float = 1.0
     trained: bool = False
     training: str = ""
+    threshold: float | None = None
+    """Calibrated confidence in (0, 1] from which the exit may answer alone; None: not chosen."""
+    calibration: str = ""
+    """How the threshold was chosen, as JSON."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: these do not show by themselves to be damaged."""
+        check_feed(self.feed, self.cut)
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(f"exit {self.cut}: threshold {self.threshold} is not in (0, 1]")
+
+
+def check_feed(feed: Sequence[object], cut: int) -> None:
+    """Raise ValueError unless an exit at `cut` can be fed with the states at these cuts."""
+    layers = [layer for layer in feed if type(layer) is int and 0 <= layer < cut]
+    if len(layers) != len(feed) or layers != sorted(set(layers)):
+        raise ValueError(f"feed {list(feed)}: expected ascending cuts from 0 to {cut - 1}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +108,8 @@ class Manifest:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     source_sha256: str
+    adaptation: str = ""
+    """The low-rank delta merged into the weights, as JSON; empty: the untouched model."""
     exits: tuple[ExitEntry, ...] = ()
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
@@ -105,6 +126,8 @@ class Manifest:
         shape = ("architecture", "weights", "cuts", "blocks", "embedding", "final_norm")
         text_ends = ("chat_template", "bos_token", "eos_token", "bos_id", "eos_ids")
         chosen = {k: data[k] for k in (*shape, *text_ends)} | {"head": data["heads"].get("full")}
+        if self.adaptation:  # so that artifacts from before there were any keep theirs
+            chosen["adaptation"] = self.adaptation
         text = json.dumps([chosen, files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -163,9 +186,16 @@ class Manifest:
         fields["heads"] = {k: HeadEntry(**h) for k, h in data["heads"].items()}
         fields["embedding"] = EmbeddingEntry(**data["embedding"])
         fields["eos_ids"] = tuple(int(i) for i in data["eos_ids"])
-        fields["exits"] = tuple(ExitEntry(**e) for e in data["exits"])
+        fields["exits"] = tuple(_exit(e, fields["cuts"]) for e in data["exits"])
         fields["files"] = {k: FileEntry(**f) for k, f in data["files"].items()}
         return cls(**fields)
+
+
+def _exit(data: Mapping[str, Any], cuts: tuple[int, ...]) -> ExitEntry:
+    feed = tuple(data.get("feed", ()))
+    if not {0, *cuts}.issuperset(feed):
+        raise ValueError(f"exit {data['cut']}: feed {list(feed)} is not of the cuts")
+    return ExitEntry(**{**data, "feed": feed})
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

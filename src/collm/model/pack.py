@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collm.errors import SourceError
+from collm.model.delta import Delta
 from collm.model.layers import LayerWeights, Matrix
 from collm.model.quantize import BLOCK, Quantised, concatenate, quantise_int4, quantise_int8
 from collm.model.sources.base import Checkpoint
@@ -21,13 +22,25 @@ class Packer:
     int4 keeps 4-bit source matrices exactly, rounds float ones, and takes int8 for whatever the
     source holds in 5 to 8 bits, so that it never adds an error to an already quantised matrix
     that int8 would not. The embedding is int8 in both.
+
+    delta: what to add to the matrices. Those that it changes take int8 where `weights` is int4:
+    they no longer are the source's 4-bit values, and rounding them to 4 bits again would cost
+    far more than the delta gains. Raises ArtifactError for a delta of another checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint, weights: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: str, delta: Delta | None = None) -> None:
         if weights not in WEIGHTS:
             raise SourceError(f"weights {weights!r}: expected one of {', '.join(WEIGHTS)}")
+        if delta is not None:
+            delta.check(checkpoint.architecture, checkpoint.sha256())
         self._checkpoint = checkpoint
         self._weights = weights
+        self._delta = delta
+
+    @property
+    def adapted_weights(self) -> str:
+        """The form that the matrices changed by the delta take."""
+        return "int8" if self._weights == "int4" else self._weights
 
     def layer(self, layer: int) -> LayerWeights:
         """All weights of one decoder layer."""
@@ -75,7 +88,7 @@ class Packer:
         return np.concatenate([self._read(name) for name in names])
 
     def _matrix(self, names: list[str]) -> Matrix:
-        if self._weights != "int4":
+        if self._weights != "int4" or any(self._is_adapted(name) for name in names):
             return self._eight_bits(names)
         packed = [self._packed(name) for name in names]
         exact = [part for part in packed if part is not None and part.bits == 4]
@@ -107,9 +120,16 @@ class Packer:
     def _read(self, name: str) -> F32:
         floats = self._checkpoint.floats(name)
         self._check_shape(name, floats.shape)
+        if self._delta is not None and self._delta.has(name):
+            floats = floats + self._delta.update(name)
         return floats
 
+    def _is_adapted(self, name: str) -> bool:
+        return self._delta is not None and self._delta.has(name)
+
     def _packed(self, name: str) -> Quantised | None:
+        if self._is_adapted(name):
+            return None
         packed = self._checkpoint.quantised(name)
         if packed is not None:
             self._check_shape(name, packed.shape)

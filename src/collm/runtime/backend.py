@@ -16,12 +16,13 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """The two likeliest tokens of one row, ids as the head counts them."""
+    """The two likeliest tokens of each row, the likeliest first.
 
-    first: int
-    first_prob: float
-    second: int
-    second_prob: float
+    ids: int64 [rows, 2], as the head counts them; probs: float32 [rows, 2].
+    """
+
+    ids: npt.NDArray[np.int64]
+    probs: F32
 
 
 class Cache(Protocol):
@@ -46,7 +47,8 @@ class Chain(Protocol[C]):
     def run(self, hidden_states: F32, cache: C, position: int) -> F32:
         """Rows for positions `position`, `position` + 1, … through the layers.
 
-        hidden_states: float32 [rows, d]. Returns float32 [rows, d], the caller's to keep.
+        hidden_states: float32 [rows, d], or [rows, I] where an exit's graph reads I inputs.
+        Returns float32 [rows, d], the caller's to keep.
         Writes the cache at these positions; what stood there or beyond is void.
         """
         ...
@@ -60,15 +62,19 @@ class Head(Protocol):
         ...
 
     def top(self, hidden_states: F32, norm: F32, temperature: float) -> Top:
-        """The best two of the one row in hidden_states, with calibrated probabilities."""
+        """The best two of every row in hidden_states, with calibrated probabilities."""
         ...
 
 
 class Backend(Protocol):
     """Loads graphs."""
 
-    def chain(self, graph: Path, arch: Architecture) -> Chain[Any]:
-        """Load a chain of layers."""
+    def chain(self, graph: Path, arch: Architecture, window: int = 0) -> Chain[Any]:
+        """Load a chain of layers.
+
+        window: where no layer looks back further than this many positions, caches may forget what
+        is older, as far as room for rejected drafts (`Limits.max_draft_tokens`) remains.
+        """
         ...
 
     def head(self, graph: Path, confidence: Path) -> Head:

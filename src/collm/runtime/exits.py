@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from collm.model.artifact import Artifact
 from collm.model.manifest import ExitEntry
-from collm.runtime.backend import Backend, Chain, Head
+from collm.runtime.backend import Backend, Chain, Head, Top
 from collm.runtime.rows import RowBuffer
 
 F32 = npt.NDArray[np.float32]
@@ -30,6 +31,16 @@ class ExitResult:
     runner_up_confidence: float
 
 
+@dataclass(frozen=True, slots=True)
+class ExitRows:
+    """An exit's guesses at the tokens after n consecutive positions."""
+
+    token_ids: npt.NDArray[np.int32]
+    """int32 [n], by the model's own ids."""
+    confidences: F32
+    """Calibrated probabilities of `token_ids`, float32 [n]."""
+
+
 class ExitHead:
     """The shared part of an exit: weights, shortlist, calibration."""
 
@@ -38,37 +49,56 @@ class ExitHead:
         self.head = head
         self.norm = artifact.floats(entry.norm)
         self.ids = artifact.head_ids(artifact.manifest.heads[entry.head])
+        """The token ids of its logits, ascending; None: all there are."""
         self.vocabulary = artifact.architecture.vocab_size
         self.adapter: Chain[Any] | None = None
         if entry.graph is not None:
-            self.adapter = backend.chain(artifact.graph(entry.graph), artifact.architecture)
+            graph, arch = artifact.graph(entry.graph), artifact.architecture
+            self.adapter = backend.chain(graph, arch, entry.window)
+
+    def top(self, hidden_states: F32, temperature: float | None = None) -> Top:
+        """The best two tokens of every row, by the model's own ids. temperature: its own if None.
+
+        hidden_states: float32 [rows, d], from the adapter.
+        """
+        used = self.entry.temperature if temperature is None else temperature
+        top = self.head.top(hidden_states, self.norm, used)
+        return top if self.ids is None else Top(self.ids[top.ids].astype(np.int64), top.probs)
+
+    def logits(self, hidden_states: F32) -> F32:
+        """As the head gives them, float32 [rows, vocabulary of the head]."""
+        return self.head.logits(hidden_states, self.norm)
 
 
 class ExitSession:
-    """One session's side of an exit: the adapter's cache and how far it is filled."""
+    """One session's side of an exit: the adapter's cache and how far it is filled.
 
-    def __init__(self, exit_head: ExitHead) -> None:
+    buffers: the session's rows at the exit's cut, then at those that feed it.
+    """
+
+    def __init__(self, exit_head: ExitHead, buffers: Sequence[RowBuffer]) -> None:
         self._exit = exit_head
+        self._buffers = tuple(buffers)
         self.done = 0
         self._adapted: F32 | None = None
         """What the adapter made of the position before `done`."""
         self.cache = exit_head.adapter.new_cache() if exit_head.adapter else _NO_CACHE
 
-    def result(self, rows: RowBuffer, position: int) -> ExitResult:
-        """The guess for the position before `position`."""
-        exit_head = self._exit
-        row = self._last_row(rows, position)
-        top = exit_head.head.top(row, exit_head.norm, exit_head.entry.temperature)
-        first, second = top.first, top.second
-        if exit_head.ids is not None:
-            first, second = int(exit_head.ids[first]), int(exit_head.ids[second])
-        return ExitResult(exit_head.entry.cut, first, top.first_prob, second, top.second_prob)
+    @property
+    def first(self) -> int:
+        """The first position whose rows may be asked for: what feeds the exit keeps them too."""
+        return self._buffers[0].first
 
-    def logits(self, rows: RowBuffer, position: int) -> F32:
+    def result(self, position: int) -> ExitResult:
+        """The guess for the position before `position`."""
+        top = self._exit.top(self._last_row(position))
+        (first, second), (p, q) = top.ids[0].tolist(), top.probs[0].tolist()
+        return ExitResult(self._exit.entry.cut, first, p, second, q)
+
+    def logits(self, position: int) -> F32:
         """Calibrated logits float32 [vocabulary]; −inf for tokens outside the shortlist."""
         exit_head = self._exit
-        row = self._last_row(rows, position)
-        logits: F32 = exit_head.head.logits(row, exit_head.norm)[0]
+        logits: F32 = exit_head.logits(self._last_row(position))[0]
         logits /= exit_head.entry.temperature
         if exit_head.ids is None:
             return logits
@@ -76,26 +106,53 @@ class ExitSession:
         full[exit_head.ids] = logits
         return full
 
+    def rows(self, first: int, position: int, temperature: float | None) -> ExitRows:
+        """The guesses for positions [first, position). Raises IndexError as `_adapt` does."""
+        made = [self._exit.top(part, temperature) for part in self._adapt(first, position)]
+        token_ids = np.concatenate([top.ids[:, 0] for top in made], dtype=np.int32)
+        return ExitRows(token_ids, np.concatenate([top.probs[:, 0] for top in made]))
+
+    def row_logits(self, first: int, position: int) -> F32:
+        """Logits as the head gives them. Raises IndexError as `_adapt` does."""
+        parts = self._adapt(first, position)
+        return np.concatenate([self._exit.logits(part) for part in parts])
+
     def crop(self, position: int) -> None:
         """Forget positions from `position` on."""
         if position < self.done:
             self.done, self._adapted = position, None
 
-    def _last_row(self, rows: RowBuffer, position: int) -> F32:
-        adapter = self._exit.adapter
-        if adapter is None:
-            self.done = position
-            return rows.take(position - 1, position)
+    def _last_row(self, position: int) -> F32:
         if self.done == position and self._adapted is not None:
             return self._adapted
         # After a crop to where nothing is pending the last row is run again.
-        start = min(self.done, position - 1)
-        pending = rows.take(start, position)
-        for offset in range(0, len(pending), _PREFILL_ROWS):
-            part = pending[offset : offset + _PREFILL_ROWS]
-            made = adapter.run(part, self.cache, start + offset)
-        self.done, self._adapted = position, made[-1:]
-        return self._adapted
+        self.done = min(self.done, position - 1)
+        (row,) = self._adapt(position - 1, position)
+        return row
+
+    def _adapt(self, first: int, position: int) -> Iterator[F32]:
+        """What the adapter makes of positions [first, position), float32 [n, d], part by part.
+
+        One with attention runs all that is pending, one without only these. Raises IndexError
+        where it has passed `first` or the rows are gone.
+        """
+        cut, adapter = self._exit.entry.cut, self._exit.adapter
+        start = self.done if self._exit.entry.layers else first
+        if not start <= first < position:
+            raise IndexError(
+                f"exit {cut}: positions {first} to {position} asked for, it has passed {start}"
+            )
+        for at in range(start, position, _PREFILL_ROWS):
+            part = self._take(at, min(at + _PREFILL_ROWS, position))
+            made = part if adapter is None else adapter.run(part, self.cache, at)
+            self.done, self._adapted = at + len(part), made[-1:].copy()
+            if self.done > first:
+                yield made[max(first - at, 0) :]
+
+    def _take(self, start: int, end: int) -> F32:
+        """Positions [start, end) side by side: float32 [n, d * buffers]."""
+        parts = [buffer.take(start, end) for buffer in self._buffers]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 class _NoCache:

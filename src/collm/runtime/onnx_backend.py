@@ -1,11 +1,14 @@
 """ONNX Runtime on the CPU.
 
 Caches are bound in place, and the binding is kept: a decode step rebinds nothing while the
-number of rows stays the same. Not covered: other execution providers.
+number of rows stays the same. The caches of a chain with a window are bounded: they forget their
+oldest positions, and count the others from the first one held. Not covered: other execution
+providers.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
@@ -25,38 +28,43 @@ _KEPT_ROWS = 32
 
 
 class RopeTables:
-    """Cosine and sine caches, shared by all chains and grown together."""
+    """Cosine and sine of every position, shared by all chains and grown together."""
 
     def __init__(self, arch: Architecture, step: int) -> None:
         self._arch = arch
         self._step = step
-        self._tables: list[tuple[ort.OrtValue, ort.OrtValue]] = []
+        self._tables: list[tuple[F32, F32]] = []
         self._growing = threading.Lock()
         self.rows = 0
 
-    def at_least(self, rows: int) -> list[tuple[ort.OrtValue, ort.OrtValue]]:
-        """One (cos, sin) pair per RoPE of the architecture, `rows` positions or more."""
+    def at(self, first: int, end: int) -> list[tuple[ort.OrtValue, ort.OrtValue]]:
+        """One (cos, sin) pair per RoPE of the architecture, for positions [first, end)."""
         with self._growing:  # sessions of one stage run in threads of their own
-            if rows > self.rows:
-                self.rows = max(rows, self.rows + self._step)
-                made = [rope.tables(self.rows) for rope in self._arch.ropes]
-                self._tables = [(_value(cos), _value(sin)) for cos, sin in made]
-            return self._tables
+            if end > self.rows:
+                self.rows = max(end, self.rows + self._step)
+                self._tables = [rope.tables(self.rows) for rope in self._arch.ropes]
+            tables = self._tables
+        return [(_value(cos[first:end]), _value(sin[first:end])) for cos, sin in tables]
 
 
 class OnnxCache:
-    """KV buffers float32 [1, kv_heads, capacity, head_size], two per layer, and their binding."""
+    """KV buffers float32 [1, kv_heads, capacity, head_size], two per layer, and their binding.
+
+    They hold positions [first, first + capacity). Keys stay rotated by their absolute position, so
+    forgetting older ones changes results by no more than the order of a sum does.
+    """
 
     def __init__(self, chain: OnnxChain) -> None:
         self._chain = chain
         self.capacity = 0
+        self.first = 0
         self.arrays: list[F32] = []
         self.binding = chain.session.io_binding()
         self._bound_rows = 0
         self._rows: dict[int, tuple[F32, F32, ort.OrtValue, ort.OrtValue]] = {}
         self.seqlens = np.zeros(1, dtype=np.int32)
         self.total = np.zeros((), dtype=np.int32)
-        if chain.cache_names:  # a linear adapter has no layers
+        if chain.cache_names:  # not an adapter without attention
             self.binding.bind_ortvalue_input("seqlens_k", _value(self.seqlens))
             self.binding.bind_ortvalue_input("total_sequence_length", _value(self.total))
 
@@ -64,13 +72,33 @@ class OnnxCache:
     def bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 
-    def reserve(self, positions: int, filled: int) -> None:
-        """Make room for `positions`, keeping the first `filled`."""
-        if positions <= self.capacity:
-            return
+    def reserve(self, position: int, rows: int) -> None:
+        """Make room for `rows` from `position` on, keeping what a window before it needs."""
+        if position < self.first:
+            # Cropped to before all that is held: the past begins anew.
+            self._rope_from(position)
+        if position + rows - self.first > self._chain.most:
+            self._forget_before(position - self._chain.kept)
+        if position + rows - self.first > self.capacity:
+            self._grow(position + rows - self.first, position - self.first)
+
+    def _forget_before(self, position: int) -> None:
+        if (gone := position - self.first) > 0:
+            for array in self.arrays:
+                array[:, :, :-gone] = array[:, :, gone:]
+            self._rope_from(position)
+
+    def _rope_from(self, first: int) -> None:
+        self.first = first
+        tables = self._chain.rope.at(first, first + self.capacity)
+        for index in self._chain.rope_indices:
+            self.binding.bind_ortvalue_input(f"cos_{index}", tables[index][0])
+            self.binding.bind_ortvalue_input(f"sin_{index}", tables[index][1])
+
+    def _grow(self, positions: int, filled: int) -> None:
+        """To `positions` or more, keeping the first `filled`."""
         chain, arch = self._chain, self._chain.arch
-        step = chain.kv_step
-        self.capacity = -(-positions // step) * step
+        self.capacity = _round_up(positions, chain.kv_step)
         shape = (1, arch.kv_heads, self.capacity, arch.head_size)
         old = self.arrays
         self.arrays = [np.zeros(shape, dtype=np.float32) for _ in chain.cache_names]
@@ -80,17 +108,14 @@ class OnnxCache:
             self.binding.bind_ortvalue_output(present, value)
         for before, after in zip(old, self.arrays, strict=False):
             after[:, :, :filled] = before[:, :, :filled]
-        tables = chain.rope.at_least(self.capacity)
-        for index in chain.rope_indices:
-            self.binding.bind_ortvalue_input(f"cos_{index}", tables[index][0])
-            self.binding.bind_ortvalue_input(f"sin_{index}", tables[index][1])
+        self._rope_from(self.first)
 
     def buffers(self, rows: int) -> tuple[F32, F32]:
         """Input and output arrays for this many rows, bound."""
         kept = self._rows.get(rows)
         if kept is None:
-            shape = (rows, self._chain.arch.hidden_size)
-            given, made = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            given = np.empty((rows, self._chain.width), np.float32)
+            made = np.empty((rows, self._chain.arch.hidden_size), np.float32)
             kept = given, made, _value(given), _value(made)
             if rows <= _KEPT_ROWS:
                 self._rows[rows] = kept
@@ -102,16 +127,30 @@ class OnnxCache:
 
 
 class OnnxChain:
-    """A chain of layers in one ONNX Runtime session."""
+    """A chain of layers in one ONNX Runtime session.
+
+    most, kept: positions that a cache holds before it forgets, and those it then keeps at least.
+    """
 
     def __init__(
-        self, session: ort.InferenceSession, arch: Architecture, rope: RopeTables, kv_step: int
+        self,
+        session: ort.InferenceSession,
+        arch: Architecture,
+        rope: RopeTables,
+        kv_step: int,
+        *,
+        most: int = sys.maxsize,
+        kept: int = 0,
     ) -> None:
         self.session = session
         self.arch = arch
         self.rope = rope
         self.kv_step = kv_step
-        inputs = [i.name for i in session.get_inputs()]
+        self.most = most
+        self.kept = kept
+        shapes = {i.name: i.shape for i in session.get_inputs()}
+        self.width = int(shapes["hidden"][1])
+        inputs = list(shapes)
         pasts = [name for name in inputs if name.startswith("past_")]
         self.cache_names = [(name, name.replace("past_", "present_", 1)) for name in pasts]
         self.rope_indices = [int(n.removeprefix("cos_")) for n in inputs if n.startswith("cos_")]
@@ -121,12 +160,13 @@ class OnnxChain:
 
     def run(self, hidden_states: F32, cache: OnnxCache, position: int) -> F32:
         rows = len(hidden_states)
-        if not self.cache_names:  # a linear adapter has no layers
+        if not self.cache_names:  # an adapter without attention
             out: F32 = self.session.run(["hidden_out"], {"hidden": hidden_states})[0]
             return out
-        cache.reserve(position + rows, position)
-        cache.total[...] = position + rows
-        cache.seqlens[0] = position + rows - 1
+        cache.reserve(position, rows)
+        held = position - cache.first + rows
+        cache.total[...] = held
+        cache.seqlens[0] = held - 1
         given, made = cache.buffers(rows)
         given[...] = hidden_states
         self.session.run_with_iobinding(cache.binding)
@@ -164,8 +204,7 @@ class OnnxHead:
             values = {"logits": logits, "temperature": _value(calibration)}
             made = self._confidence.run_with_ort_values(wanted, values)
             ids, probs = (value.numpy() for value in made)
-        (first, second), (p, q) = ids[0].tolist(), probs[0].tolist()
-        return Top(first, p, second, q)
+        return Top(ids, probs)
 
 
 class OnnxBackend:
@@ -176,8 +215,14 @@ class OnnxBackend:
         self._limits = limits
         self._rope = RopeTables(arch, limits.kv_step)
 
-    def chain(self, graph: Path, arch: Architecture) -> OnnxChain:
-        return OnnxChain(self._session(graph), arch, self._rope, self._limits.kv_step)
+    def chain(self, graph: Path, arch: Architecture, window: int = 0) -> OnnxChain:
+        session, step = self._session(graph), self._limits.kv_step
+        if not window:
+            return OnnxChain(session, arch, self._rope, step)
+        # A run looks at window - 1 positions before it; a crop may follow and go further back.
+        kept = window - 1 + self._limits.max_draft_tokens
+        most = _round_up(kept + max(window, self._limits.prefill_rows), step)
+        return OnnxChain(session, arch, self._rope, step, most=most, kept=kept)
 
     def head(self, graph: Path, confidence: Path) -> OnnxHead:
         head = self._session(graph)
@@ -203,6 +248,10 @@ class OnnxBackend:
             raise ArtifactError(
                 f"{graph}: ONNX Runtime {ort.__version__} cannot load it: {str(error)[:200]}"
             ) from None
+
+
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def _value(array: npt.NDArray[np.generic]) -> ort.OrtValue:

@@ -25,9 +25,10 @@ import numpy.typing as npt
 from collm.errors import ContextFull, PlacementError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.model.artifact import Artifact
+from collm.model.manifest import ExitEntry
 from collm.model.vocabulary import CONFIDENCE
 from collm.runtime.backend import Backend, Cache, Chain, Head
-from collm.runtime.exits import ExitHead, ExitResult, ExitSession
+from collm.runtime.exits import ExitHead, ExitResult, ExitRows, ExitSession
 from collm.runtime.onnx_backend import OnnxBackend
 from collm.runtime.rescore import Rescorer
 from collm.runtime.rows import RowBuffer
@@ -43,8 +44,8 @@ CPU with little L2 cache make tiles of other sizes and are not covered."""
 class Stage:
     """The blocks of `layers`, loaded; the exits asked for; the head where it is the last stage.
 
-    Raises PlacementError where `layers` does not begin and end at cuts, ArtifactError where a
-    file is missing or damaged. Files of other blocks are never opened.
+    Raises PlacementError where `layers` does not begin and end at cuts or lacks what an exit
+    reads, ArtifactError where a file is missing or damaged. Files of other blocks are never opened.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Stage:
         self.chains = [self._backend.chain(artifact.graph(block.graph), arch) for block in entries]
         self._embedding = artifact.embedding() if layers.start == 0 else None
         entries_at = artifact.exits(tuple(exits), layers.stop)
+        for entry in entries_at:
+            self._check_reads(entry)
         heads = {name: self._load_head(name) for name in {entry.head for entry in entries_at}}
         self.exits = {
             entry.cut: ExitHead(artifact, entry, self._backend, heads[entry.head])
@@ -80,6 +83,15 @@ class Stage:
             is_rounded = artifact.manifest.weights != "fp32"
             self._rescorer = Rescorer(artifact, self._norm) if is_rounded else None
 
+    def _check_reads(self, entry: ExitEntry) -> None:
+        if not set(self.bounds).issuperset((entry.cut, *entry.feed)):
+            reads = ", ".join(map(str, (*entry.feed, entry.cut)))
+            raise PlacementError(
+                f"exit {entry.cut}: it reads the states at {reads}, but a stage of layers "
+                f"{self.layers.start} to {self.layers.stop} has those at "
+                f"{', '.join(map(str, self.bounds))}"
+            )
+
     def _load_head(self, name: str) -> Head:
         graph = self.artifact.graph(self.artifact.manifest.heads[name].graph)
         return self._backend.head(graph, self.artifact.graph(CONFIDENCE))
@@ -87,6 +99,7 @@ class Stage:
     def open(self, start: int | None = None, *, exact: bool = True) -> StageSession:
         """A new session that begins at layer `start` (default: the first of this stage).
 
+        It has no exits that read the states at layers before `start`.
         exact: follow the two-row rule; without it a lone row takes the faster kernels.
         """
         start = self.layers.start if start is None else start
@@ -134,9 +147,13 @@ class StageSession:
         width = stage.architecture.hidden_size
         self._rows = {bound: RowBuffer(width) for bound in self._bounds}
         self._exits = {
-            cut: ExitSession(exit_head)
+            cut: ExitSession(exit_head, [self._rows[c] for c in (cut, *exit_head.entry.feed)])
             for cut, exit_head in stage.exits.items()
-            if cut in self._rows
+            if self._rows.keys() >= {cut, *exit_head.entry.feed}
+        }
+        self._fed_from = {
+            bound: [e for cut, e in self._exits.items() if bound in stage.exits[cut].entry.feed]
+            for bound in self._bounds
         }
 
     @property
@@ -186,12 +203,31 @@ class StageSession:
     def exit_at(self, cut: int) -> ExitResult:
         """What the exit at `cut` makes of the last position."""
         self.run(cut)
-        return self._exits[cut].result(self._rows[cut], self.position)
+        return self._exits[cut].result(self.position)
 
     def exit_logits(self, cut: int) -> F32:
         """The exit's logits for the last position, float32 [vocabulary], −inf where unknown."""
         self.run(cut)
-        return self._exits[cut].logits(self._rows[cut], self.position)
+        return self._exits[cut].logits(self.position)
+
+    def exit_rows(self, cut: int, first: int, *, temperature: float | None = None) -> ExitRows:
+        """What the exit at `cut` makes of every position in [first, position).
+
+        For whole texts: several rows share a call, which rounds otherwise than a lone one.
+        temperature: instead of the exit's own. Raises IndexError where the exit was asked about
+        `first` or a later position before, or nothing is left to ask about.
+        """
+        self.run(cut)
+        return self._exits[cut].rows(first, self.position, temperature)
+
+    def exit_row_logits(self, cut: int, first: int) -> F32:
+        """The exit's logits for positions [first, position) as they are before any calibration.
+
+        float32 [n, tokens the exit knows]; their ids are `stage.exits[cut].ids`, None for all.
+        Raises IndexError as `exit_rows` does.
+        """
+        self.run(cut)
+        return self._exits[cut].row_logits(first, self.position)
 
     def logits(self, first: int) -> F32:
         """The model's logits for positions [first, position): float32 [n, vocabulary]."""
@@ -199,7 +235,11 @@ class StageSession:
         return self.stage.logits(rows, exact=self.exact)
 
     def crop(self, position: int) -> None:
-        """Forget every position from `position` on."""
+        """Forget every position from `position` on.
+
+        Exits with a window see less than all of it for a while after going back by more than
+        `limits.max_draft_tokens`.
+        """
         self.position = min(self.position, position)
         self._done = [min(done, position) for done in self._done]
         for rows in self._rows.values():
@@ -212,6 +252,7 @@ class StageSession:
         self._caches.clear()
         self._rows.clear()
         self._exits.clear()
+        self._fed_from.clear()
 
     def _run_chain(self, chain: Chain[Any], cache: Cache, rows: F32, position: int) -> F32:
         """Rows through one chain in bounded calls, never a lone row in exact mode."""
@@ -235,4 +276,6 @@ class StageSession:
             wanted = min(wanted, self._done[i])
         if bound in self._exits:
             wanted = min(wanted, self._exits[bound].done)
+        for fed in self._fed_from[bound]:  # what is there at its cut is there at all it reads
+            wanted = min(wanted, fed.first)
         self._rows[bound].drop_before(min(wanted, self.position - 1))

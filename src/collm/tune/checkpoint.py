@@ -1,81 +1,80 @@
-"""Training state on disk: weights and AdamW moments as safetensors, written atomically."""
+"""Training state on disk: weights, their moving average and AdamW's moments, written atomically."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from collm.errors import SourceError
-from collm.tune.heads import ExitHead
+from collm.errors import SourceError, UsageError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def named_parameters(heads: dict[int, ExitHead]) -> dict[str, torch.nn.Parameter]:
-    """Every trained tensor, named `cut.tensor`."""
-    return {
-        f"{cut}.{name}": p for cut, head in heads.items() for name, p in head.named_parameters()
-    }
+Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def save_checkpoint(
     path: Path,
-    heads: dict[int, ExitHead],
+    trained: Parameters,
+    averaged: Mapping[str, Tensor],
     optimizer: torch.optim.AdamW,
-    shortlist_S: Tensor,
-    *,
-    step: int,
-    rows: int,
-    settings: str,
+    about: Mapping[str, str],
+    extra: Mapping[str, Tensor],
 ) -> None:
-    """Write the state after `step` steps over `rows` target rows.
-
-    `settings` must be equal to be resumed.
-    """
-    tensors: dict[str, Tensor] = {"shortlist": shortlist_S}
-    for name, parameter in named_parameters(heads).items():
+    """Write the state of a run. `about` says where it stands; `extra` are tensors of its own."""
+    tensors = {f"extra.{name}": value for name, value in extra.items()}
+    for name, parameter in trained.items():
         tensors[f"weight.{name}"] = parameter.detach()
+        tensors[f"average.{name}"] = averaged[name]
         for moment in _MOMENTS:
             if moment in optimizer.state[parameter]:
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    about = {
-        "format": "collm-distill",
-        "step": str(step),
-        "rows": str(rows),
-        "settings": settings,
-    }
-    save_file(tensors, partial, about)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"format": "collm-tune", **about})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None
 
 
 def checkpoint_about(path: Path) -> dict[str, str]:
-    """A checkpoint's metadata. Raises `SourceError` when there is none at `path`."""
-    if not path.is_file():
-        raise SourceError(f"no checkpoint at {path}; run `python -m collm.tune distill` first")
-    with safe_open(path, "pt") as file:
-        about: dict[str, str] = file.metadata() or {}
-    if about.get("format") != "collm-distill":
-        raise SourceError(f"{path} is not a checkpoint of collm.tune; delete it")
+    """A checkpoint's metadata. Raises SourceError for a file that is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"{path}: not a readable checkpoint ({error}); delete it") from None
+    if about.get("format") != "collm-tune":
+        raise SourceError(f"{path}: not a checkpoint of collm tune; delete it")
     return about
 
 
 def load_checkpoint(
-    path: Path, heads: dict[int, ExitHead], optimizer: torch.optim.AdamW | None = None
-) -> Tensor:
-    """Fill `heads` (and the optimizer's moments); returns the shortlist, i64 `[S]`."""
-    step = int(checkpoint_about(path)["step"])
+    path: Path,
+    trained: Parameters,
+    averaged: Mapping[str, Tensor],
+    optimizer: torch.optim.AdamW,
+    step: int,
+) -> dict[str, Tensor]:
+    """Fill in the state after `step` steps; returns the extra tensors."""
+    extra = {}
     with safe_open(path, "pt") as file:
-        for name, parameter in named_parameters(heads).items():
+        for name, parameter in trained.items():
             parameter.data.copy_(file.get_tensor(f"weight.{name}"))
-            if optimizer and step:
-                state = {moment: file.get_tensor(f"{moment}.{name}") for moment in _MOMENTS}
+            averaged[name].copy_(file.get_tensor(f"average.{name}"))
+            if step:
+                state = {
+                    moment: file.get_tensor(f"{moment}.{name}").to(parameter.device)
+                    for moment in _MOMENTS
+                }
                 optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
-        shortlist_S: Tensor = file.get_tensor("shortlist")
-    return shortlist_S
+        for name in file.keys():  # noqa: SIM118 - safe_open is no dictionary
+            if name.startswith("extra."):
+                extra[name.removeprefix("extra.")] = file.get_tensor(name)
+    return extra

@@ -1,162 +1,256 @@
-"""Self-generated chat on disk: shards of token ids with the full model's states.
+"""A corpus on disk: the token sequences that exits are trained, calibrated and measured on.
 
-A shard is one safetensors file; its sequences lie end to end (`lengths` cuts them):
+JSONL. The first line is a header, every other an example or the mark that ends a wave::
 
-- `ids` i32 `[N]`, `lengths` i32 `[sequences]`, `answers` i32 `[sequences]` (index of the first
-  token of the assistant's answer), `greedy` u8 `[sequences]`
-- `argmax` i32 `[N]`: the full model's likeliest next token, over the full vocabulary
-- `states` f16 `[N, cuts + 1, D]`: residual stream at every cut, then before the final norm
-- `mass` f32 `[V]`: the full model's probability, summed over the answers' positions
+    {"format": "collm-corpus", "version": 1, "tokenizer": sha256, "vocabulary": V, "context": T,
+     "settings": {...}}
+    {"domain", "greedy", "user", "first", "held_out", "ids": [...], "text": "for the reader"}
+    {"wave": 0, "kind": "chat"}
 
-The states come free with generation; computing them again would take half as long as generating.
+Token ids only: the full model's states are computed again where they are needed. No PyTorch here.
+`collm.tune.corpus_writer` writes. Not covered: corpora that do not fit into memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from collm.errors import SourceError
+from collm.limits import DEFAULT_LIMITS
+from collm.model.artifact import Artifact
 
-HELD_OUT_SHARE = 0.05
-_TENSORS = ("ids", "argmax", "states", "lengths", "answers", "greedy", "mass")
+FORMAT, VERSION = "collm-corpus", 1
+MAX_LINE_BYTES = 16 * 2**20
+DOMAIN = re.compile(r"[\w-]{1,32}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat:
-    """One user turn with its answer, as the model wrote them.
+class Example:
+    """One token sequence. The row at position p predicts token p + 1."""
 
-    `user` and `answer` are the indices of their first tokens.
-    """
-
-    ids_T: NDArray[np.int32]
-    argmax_T: NDArray[np.int32]
-    states_TCD: NDArray[np.float16]
+    ids: NDArray[np.int32]
+    """`[T]`, without the token that would end the answer."""
+    domain: str
+    greedy: bool | None
+    """Whether the answer is the model's greedy one; None: text that the model did not write."""
     user: int
-    answer: int
-    greedy: bool
-    user_digest: bytes
+    """Index of the first token that is a training target: the user turn's, 1 for plain text."""
+    first: int
+    """Index of the first token that counts in evaluation: the answer's, 1 for plain text."""
+    held_out: bool
 
     @property
-    def held_out(self) -> bool:
-        """Whether the chat belongs to the held-out split: decided by its user turn alone."""
-        return int.from_bytes(self.user_digest[:4], "big") < HELD_OUT_SHARE * 2**32
+    def digest(self) -> bytes:
+        """What decides the split and what makes two examples duplicates: the user turn or text."""
+        return digest(self.ids[self.user : self.first] if self.first > self.user else self.ids)
 
 
-def digest_user_turn(ids: Iterable[int]) -> bytes:
-    """Hash of a user turn's token ids, for deduplication and the split."""
-    return hashlib.blake2b(np.asarray(list(ids), np.int32).tobytes(), digest_size=16).digest()
+@dataclass(frozen=True, kw_only=True)
+class Wave:
+    """The mark after the examples that were written together; `kind` says how."""
+
+    number: int
+    kind: str
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The finished shards in a folder, in the order they were written."""
-    return sorted(folder.glob("chat-*.safetensors"))
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A corpus in memory."""
+
+    path: Path
+    about: Mapping[str, Any]
+    """The header."""
+    examples: list[Example]
+
+    @property
+    def training(self) -> list[Example]:
+        """What exits may be trained on."""
+        return [example for example in self.examples if not example.held_out]
+
+    @property
+    def held_out(self) -> list[Example]:
+        """What exits are calibrated and measured on."""
+        return [example for example in self.examples if example.held_out]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Every domain, in alphabetical order."""
+        return tuple(sorted({example.domain for example in self.examples}))
 
 
-def write_shard(
-    folder: Path,
-    number: int,
-    chats: list[Chat],
-    mass_V: NDArray[np.float32],
-    *,
-    cuts: tuple[int, ...],
-    source_sha256: str,
-    prefix: int,
-    suffix: int,
-) -> Path:
-    """Write one shard; it appears under its final name only when complete.
-
-    `prefix` tokens come before the user turn, `suffix` tokens between it and the answer.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"chat-{number:05d}.safetensors"
-    partial = path.with_suffix(".partial")
-    tensors = {
-        "ids": np.concatenate([chat.ids_T for chat in chats]),
-        "argmax": np.concatenate([chat.argmax_T for chat in chats]),
-        "states": np.concatenate([chat.states_TCD for chat in chats]),
-        "lengths": np.array([len(chat.ids_T) for chat in chats], np.int32),
-        "answers": np.array([chat.answer for chat in chats], np.int32),
-        "greedy": np.array([chat.greedy for chat in chats], np.uint8),
-        "mass": mass_V,
-    }
-    about = {
-        "format": "collm-chat",
-        "cuts": json.dumps(cuts),
-        "source_sha256": source_sha256,
-        "prefix": str(prefix),
-        "suffix": str(suffix),
-    }
-    save_file(tensors, partial, about)
-    os.replace(partial, path)
-    return path
+def digest(ids: NDArray[np.int32]) -> bytes:
+    """Hash of token ids, the same on every machine."""
+    return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=16).digest()
 
 
-def shard_about(path: Path) -> dict[str, str]:
-    """A shard's metadata. Raises `SourceError` when the file is not a shard."""
-    with safe_open(path, "np") as shard:
-        about: dict[str, str] = shard.metadata() or {}
-    if about.get("format") != "collm-chat":
+def is_held_out(digest: bytes, share: float) -> bool:
+    """Whether an example of that digest is held out, where `share` of all are."""
+    return int.from_bytes(digest[:4], "big") < share * 2**32
+
+
+def read_corpus(path: Path) -> Corpus:
+    """Read a corpus. Raises SourceError naming the file and the line that is wrong."""
+    try:
+        with path.open("rb") as file:
+            about = read_header(path, file)
+            entries = [entry for entry, _ in read_entries(path, file, about)]
+    except OSError as error:
         raise SourceError(
-            f"{path} is not a chat shard of collm.tune; delete it and run synthesize again"
+            f"{path}: {error.strerror}; expected a file made by collm synthesize"
+        ) from None
+    examples = [entry for entry in entries if isinstance(entry, Example)]
+    if not examples:
+        raise SourceError(f"{path}: no examples in it; run collm synthesize to write some")
+    return Corpus(path=path, about=about, examples=examples)
+
+
+def check_tokenizer(corpus: Corpus, artifact: Artifact) -> None:
+    """Raise SourceError unless the corpus can be run through the artifact's model."""
+    if corpus.about["tokenizer"] != artifact.manifest.files["tokenizer.json"].sha256:
+        raise SourceError(
+            f"{corpus.path}: made with another tokenizer than {artifact.folder}'s; "
+            f"make one with collm synthesize {artifact.folder}"
         )
+    arch = artifact.architecture
+    for example in corpus.examples:
+        if len(example.ids) > arch.context_length or int(example.ids.max()) >= arch.vocab_size:
+            raise SourceError(
+                f"{corpus.path}: has examples beyond the context of {arch.context_length} "
+                f"tokens or the vocabulary of {arch.vocab_size} of {artifact.folder}"
+            )
+
+
+def header_line(
+    *, tokenizer: str, vocabulary: int, context: int, settings: Mapping[str, Any]
+) -> str:
+    """A corpus's first line. tokenizer: sha256 of the artifact's tokenizer.json."""
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer,
+        "vocabulary": vocabulary,
+        "context": context,
+        "settings": dict(settings),
+    }
+    return json.dumps(about, ensure_ascii=False) + "\n"
+
+
+def example_line(example: Example, text: str) -> str:
+    """An example's line; `text` is for people to read."""
+    record = {
+        "domain": example.domain,
+        "greedy": example.greedy,
+        "user": example.user,
+        "first": example.first,
+        "held_out": example.held_out,
+        "ids": example.ids.tolist(),
+        "text": text,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def wave_line(wave: Wave) -> str:
+    """The line that ends a wave."""
+    return json.dumps({"wave": wave.number, "kind": wave.kind}) + "\n"
+
+
+def read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """The first line of an opened corpus."""
+    where = f"{path}, line 1"
+    line = file.readline(MAX_LINE_BYTES + 1)
+    try:
+        about = _object(where, line) if line else {}
+    except SourceError:
+        about = {}  # some other file: say that, not what is wrong with its first line
+    if about.get("format") != FORMAT:
+        raise SourceError(f"{where}: no corpus header; expected a file made by collm synthesize")
+    if about.get("version") != VERSION:
+        raise SourceError(
+            f"{where}: corpus version {about.get('version')!r}, this software reads {VERSION}"
+        )
+    if not isinstance(about.get("tokenizer"), str) or not isinstance(about.get("settings"), dict):
+        raise SourceError(f"{where}: the header has no tokenizer or no settings")
+    for name in ("vocabulary", "context"):
+        if type(about.get(name, 1)) is not int or about.get(name, 1) < 1:
+            raise SourceError(f"{where}: {name} {about[name]!r} in the header; expected a count")
     return about
 
 
-def read_shard(path: Path) -> tuple[list[Chat], NDArray[np.float32]]:
-    """The chats of one shard, and its summed probabilities f32 `[V]`."""
-    about = shard_about(path)
-    prefix, suffix = int(about["prefix"]), int(about["suffix"])
-    with safe_open(path, "np") as shard:
-        t = {name: shard.get_tensor(name) for name in _TENSORS}
-    ends = np.cumsum(t["lengths"])
-    chats = []
-    for end, length, answer, greedy in zip(
-        ends, t["lengths"], t["answers"], t["greedy"], strict=True
-    ):
-        span = slice(int(end - length), int(end))
-        chats.append(
-            Chat(
-                ids_T=t["ids"][span],
-                argmax_T=t["argmax"][span],
-                states_TCD=t["states"][span],
-                user=prefix,
-                answer=int(answer),
-                greedy=bool(greedy),
-                user_digest=digest_user_turn(t["ids"][span][prefix : int(answer) - suffix]),
+def read_entries(
+    path: Path, file: BinaryIO, about: Mapping[str, Any], *, cut_short: bool = False
+) -> Iterator[tuple[Example | Wave, int]]:
+    """What follows the header, each with the offset where its line ends.
+
+    cut_short: leave out a last line that has no end, where it would be an error.
+    """
+    vocabulary = about.get("vocabulary", DEFAULT_LIMITS.max_token_id)
+    context = about.get("context", DEFAULT_LIMITS.max_positions)
+    end, number = file.tell(), 1
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        end, number = end + len(line), number + 1
+        where = f"{path}, line {number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise SourceError(f"{where}: longer than {MAX_LINE_BYTES} bytes")
+        if not line.endswith(b"\n"):
+            if cut_short:
+                return
+            raise SourceError(
+                f"{where}: cut short; the collm synthesize that wrote it repairs it when run again"
             )
-        )
-    return chats, t["mass"]
+        record = _object(where, line)
+        yield _wave(where, record) or _example(where, record, vocabulary, context), end
 
 
-def read_corpus(folder: Path) -> Iterator[Chat]:
-    """Every chat of a folder once: a user turn seen in an earlier shard is skipped."""
-    seen: set[bytes] = set()
-    for path in shard_paths(folder):
-        for chat in read_shard(path)[0]:
-            if chat.user_digest not in seen:
-                seen.add(chat.user_digest)
-                yield chat
+def _object(where: str, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise SourceError(f"{where}: expected a JSON object")
+    return record
 
 
-def summed_mass(folder: Path) -> NDArray[np.float64]:
-    """The full model's probability per token, summed over all answers of a folder, f64 `[V]`."""
-    masses = []
-    for path in shard_paths(folder):
-        with safe_open(path, "np") as shard:
-            masses.append(shard.get_tensor("mass"))
-    if not masses:
+def _wave(where: str, record: dict[str, Any]) -> Wave | None:
+    if "wave" not in record:
+        return None
+    number, kind = record["wave"], record.get("kind")
+    if type(number) is not int or number < 0 or not isinstance(kind, str):
+        raise SourceError(f"{where}: expected a wave's number and kind")
+    return Wave(number=number, kind=kind)
+
+
+def _example(where: str, record: dict[str, Any], vocabulary: int, context: int) -> Example:
+    ids, user, first = (record.get(name) for name in ("ids", "user", "first"))
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise SourceError(f'{where}: expected "ids", a list of token ids')
+    if not 2 <= len(ids) <= context:
+        raise SourceError(f"{where}: {len(ids)} tokens; expected 2 to {context}")
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        raise SourceError(f"{where}: a token id outside of the vocabulary of {vocabulary}")
+    if type(user) is not int or type(first) is not int or not 1 <= user <= first < len(ids):
         raise SourceError(
-            f"no chat shards in {folder}; run `python -m collm.tune synthesize` first"
+            f'{where}: expected "user" and "first", indices with 1 ≤ user ≤ first < {len(ids)}'
         )
-    total: NDArray[np.float64] = np.sum(masses, axis=0, dtype=np.float64)
-    return total
+    domain, greedy, held_out = (record.get(name) for name in ("domain", "greedy", "held_out"))
+    if not isinstance(domain, str) or not DOMAIN.fullmatch(domain):
+        raise SourceError(f'{where}: expected "domain", a word')
+    if not isinstance(greedy, bool | None) or not isinstance(held_out, bool):
+        raise SourceError(f'{where}: expected "greedy" and "held_out", true or false')
+    return Example(
+        ids=np.array(ids, np.int32),
+        domain=domain,
+        greedy=greedy,
+        user=user,
+        first=first,
+        held_out=held_out,
+    )

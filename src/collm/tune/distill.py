@@ -1,82 +1,75 @@
-"""Distil exit heads from the full model: KL divergence over the shortlist, all exits in one pass.
+"""Train exits against the full model: all of them in one pass over the shared states.
 
-The backbone is frozen and its states are in the corpus, so a step runs one decoder layer and the
-shortlist's unembedding per exit. AdamW, linear warm-up, cosine decay; a checkpoint now and then.
+The backbone is frozen and what it says is computed first (`collm.tune.teacher`), so a step runs
+the exits alone. AdamW, linear warm-up, cosine decay, and a moving average of the weights, which
+is what is kept. The user's turns are targets too: more text from the same model. The same
+settings give the same exits, also when interrupted and resumed, on one machine with as many
+threads.
 
-The user's turns are targets too: more text from the same generation. Held-out figures count the
-answers alone.
-
-Not covered: deep feedback.
+Not covered: several GPUs.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from collm.errors import SourceError
+from collm.errors import SourceError, UsageError
 from collm.tune.backbone import Backbone
-from collm.tune.batches import Batch, Split, batches, load_split, plan_epoch
-from collm.tune.checkpoint import (
-    checkpoint_about,
-    load_checkpoint,
-    named_parameters,
-    save_checkpoint,
-)
-from collm.tune.corpus import shard_about, shard_paths, summed_mass
-from collm.tune.heads import ExitHead, fresh_heads, likeliest_tokens
-from collm.tune.layer import rope_tables
-from collm.tune.measure import read_out
+from collm.tune.batches import Batch, collate, plan
+from collm.tune.checkpoint import checkpoint_about, load_checkpoint, save_checkpoint
+from collm.tune.heads import ExitHead, ExitSpec, RidgeSums
+from collm.tune.layer import Ropes
+from collm.tune.measure import Measured, measure, positions_in
+from collm.tune.objective import Target, divergence, make_target
 from collm.tune.progress import progress_bar
+from collm.tune.teacher import Lesson
 
-CHECKPOINT_SECONDS = 180.0
+CHECKPOINT_SECONDS = 120.0
+SHORTLIST_MULTIPLE = 32
+_RIDGE_TOKENS = 100_000
+_LOOKS = 4
+"""Held-out agreement is shown so many times during a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """One training run. Lengths are in tokens, `max_steps` stops early for a trial."""
+    """How to train. `tokens` are counted as often as they are seen."""
 
-    corpus: Path
-    checkpoint: Path
-    cuts: tuple[int, ...] = (5, 10, 15, 20)
-    shortlist: int = 10240
-    epochs: int = 6
-    batch_tokens: int = 2048
+    tokens: int = 200_000
+    shortlist: int = 10_240
+    batch_tokens: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    user_rows: bool = True
     warmup: float = 0.04
     clip: float = 1.0
+    averaging: float = 0.99
+    negatives: int = 2048
     seed: int = 0
-    max_steps: int | None = None
-    threads: int = 0  # 0: one a core
 
-    def settings(self, chats: int) -> str:
-        """What must be equal for a checkpoint to be resumed.
 
-        Not the number of epochs: a resumed run may be longer or shorter than it was begun.
-        """
-        kept = (
-            "cuts",
-            "shortlist",
-            "batch_tokens",
-            "learning_rate",
-            "weight_decay",
-            "user_rows",
-            "seed",
-        )
-        return json.dumps({**{name: getattr(self, name) for name in kept}, "chats": chats})
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The exits after training, and how the run went."""
+
+    heads: list[ExitHead]
+    shortlist_S: Tensor
+    before: list[Measured]
+    """The exits before the first step: regression and copied layers."""
+    history: list[tuple[int, list[float]]]
+    """(tokens seen, held-out agreement of every exit)."""
+    steps: int
+    tokens: int
 
 
 def learning_rate_share(step: int, steps: int, warmup: float) -> float:
@@ -87,180 +80,290 @@ def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-@torch.no_grad()
-def cross_entropy(
-    normed_ND: Tensor, unembedding_SD: Tensor, target_NS: Tensor
-) -> tuple[float, Tensor]:
-    """Mean cross-entropy of exit against target in nats, and its gradient at `normed_ND`.
+def choose_shortlist(
+    lessons: list[Lesson], size: int, special_ids: list[int], vocabulary: int
+) -> Tensor:
+    """The `size` tokens with the most probability in the lessons, special ones included; int64.
 
-    Less the target's entropy it is KL(target || exit), with the same gradient: softmax minus
-    target, times the unembedding. By hand, since the unembedding is frozen.
+    Raises UsageError unless `size` is a multiple of 32 that holds the special tokens.
     """
-    rows = len(normed_ND)
-    gradient_ND = torch.empty_like(normed_ND)
-    total = 0.0
-    for start in range(0, rows, 512):  # chunks that stay in cache
-        part = slice(start, start + 512)
-        log_probs_NS = (normed_ND[part] @ unembedding_SD.T).log_softmax(dim=-1)
-        total -= float(torch.dot(target_NS[part].flatten(), log_probs_NS.flatten()))
-        gradient_ND[part] = log_probs_NS.exp_().sub_(target_NS[part]) @ unembedding_SD
-    return total / rows, gradient_ND.div_(rows)
+    size = min(size, vocabulary - vocabulary % SHORTLIST_MULTIPLE)
+    if size % SHORTLIST_MULTIPLE or size < max(len(special_ids), SHORTLIST_MULTIPLE):
+        raise UsageError(
+            f"shortlist of {size}: expected a multiple of {SHORTLIST_MULTIPLE} from "
+            f"{len(special_ids)} to {vocabulary}"
+        )
+    mass_V = torch.zeros(vocabulary, dtype=torch.float64)
+    for lesson in lessons:
+        probs = lesson.log_probs_TK.double().exp().flatten().cpu()
+        mass_V.index_add_(0, lesson.top_TK.long().flatten().cpu(), probs)
+    mass_V[special_ids] = torch.inf
+    return mass_V.argsort(descending=True, stable=True)[:size].sort().values
 
 
 @contextmanager
-def one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `threads` workers (0: one a core), with PyTorch's own parallelism off meanwhile."""
+def cores_for(exits: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool with a worker an exit, PyTorch's own threads shared among them.
+
+    One core an exit, not all cores in every product: the exits meet once a step only, so that a
+    core lost to another program does not stall the rest at every barrier.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    share = max(1, before // exits)
+    torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(
+            min(exits, before), initializer=torch.set_num_threads, initargs=(share,)
+        ) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
 
 
 class Distiller:
-    """Heads, optimizer and schedule of one run.
-
-    One core an exit, not all cores in every product: the exits meet once a step only, so that a
-    core lost to another program does not stall the rest at each barrier.
-    """
+    """Heads, optimizer and schedule of one run."""
 
     def __init__(
         self,
         backbone: Backbone,
+        specs: list[ExitSpec],
+        training: list[Lesson],
+        held_out: list[Lesson],
+        cuts: tuple[int, ...],
         config: DistillConfig,
-        split: Split,
-        steps: int,
         pool: ThreadPoolExecutor,
     ) -> None:
-        self.pool = pool
-        self.backbone = backbone
-        self.config = config
-        self.split = split
-        self.steps = steps
+        self.backbone, self.training, self.held_out = backbone, training, held_out
+        self.cuts, self.config, self.pool = cuts, config, pool
         self.step_number = 0
-        self.rows = 0
-        self.heads = fresh_heads(backbone, config.cuts)
+        self.tokens = 0
+        self.history: list[tuple[int, list[float]]] = []
+        self.heads = [ExitHead(backbone, spec) for spec in specs]
+        self.trained = {
+            f"{head.spec.cut}.{name}": parameter
+            for head in self.heads
+            for name, parameter in head.named_parameters()
+        }
+        self.averaged = {name: p.detach().clone() for name, p in self.trained.items()}
         self.optimizer = torch.optim.AdamW(
-            list(named_parameters(self.heads).values()),
+            list(self.trained.values()),
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
             fused=True,
         )
-        mass_V = summed_mass(config.corpus)
-        self.shortlist_S = likeliest_tokens(mass_V, config.shortlist, backbone.special_ids)
-        self.settings = config.settings(len(split.training))
-        if config.checkpoint.is_file():
-            about = checkpoint_about(config.checkpoint)
-            if about["settings"] != self.settings:
-                raise SourceError(
-                    f"{config.checkpoint} belongs to a run with other settings, "
-                    f"{about['settings']}; delete it or name another --checkpoint"
-                )
-            self.shortlist_S = load_checkpoint(config.checkpoint, self.heads, self.optimizer)
-            self.step_number, self.rows = int(about["step"]), int(about["rows"])
+        self.shortlist_S = choose_shortlist(
+            training, config.shortlist, backbone.special_ids, len(backbone.unembedding_VD)
+        ).to(backbone.device)
+        self.position_V = positions_in(self.shortlist_S, len(backbone.unembedding_VD))
         self.unembedding_SD = backbone.unembedding_VD[self.shortlist_S].contiguous()
+        self.plan = plan(
+            [lesson.example for lesson in training], config.tokens, config.batch_tokens, config.seed
+        )
+        counts = [sum(len(training[i].example.ids) for i in group) for group in self.plan]
+        self.seen = [0, *np.cumsum(counts).tolist()]
+        """Tokens of the batches before each step, as the budget counts them."""
+        said = [
+            asdict(config),
+            [asdict(spec) for spec in specs],
+            len(training),
+            backbone.fingerprint,
+        ]
+        self.settings = json.dumps(said)
 
-    def step(self, batch: Batch) -> list[float]:
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        lessons = [self.training[index] for index in self.plan[step]]
+        return collate(self.backbone, lessons, self.cuts, answers_only=False)
+
+    def start(self) -> None:
+        """Fit the maps by regression: where every exit begins."""
+        d = self.backbone.architecture.hidden_size
+        sums = [RidgeSums(head.linear.in_features, d) for head in self.heads]
+        tokens = 0
+        for step in range(len(self.plan)):
+            batch = self.batch(step)
+            for head, s in zip(self.heads, sums, strict=True):
+                s.add(batch.inputs(head.spec)[batch.rows_BT], batch.final_ND)
+            tokens += len(batch.final_ND)
+            if tokens > _RIDGE_TOKENS:
+                break
+        for head, s in zip(self.heads, sums, strict=True):
+            head.start_from(s.solve())
+        for name, parameter in self.trained.items():
+            self.averaged[name].copy_(parameter.detach())
+
+    def step(self) -> list[float]:
         """One update of every exit; returns their losses, KL in nats."""
-        share = learning_rate_share(self.step_number, self.steps, self.config.warmup)
+        config, step = self.config, self.step_number
+        share = learning_rate_share(step, len(self.plan), config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * share
-        rope = rope_tables(self.backbone.shape, torch.arange(batch.rows_BT.shape[1]))
-        final_ND = batch.states_CBTD[-1][batch.rows_BT]
-        target_NS = torch.cat(list(self.pool.map(self._target, final_ND.split(256))))
-        entropy = float(torch.special.entr(target_NS).sum()) / len(target_NS)
-
-        def update(place: int, head: ExitHead) -> float:
-            normed_ND = head(batch.states_CBTD[place], rope, batch.rows_BT)
-            loss, gradient_ND = cross_entropy(normed_ND.detach(), self.unembedding_SD, target_NS)
-            torch.autograd.backward(normed_ND, gradient_ND)
-            torch.nn.utils.clip_grad_norm_(head.parameters(), self.config.clip)
-            return float(loss - entropy)
-
-        losses = list(self.pool.map(update, range(len(self.heads)), self.heads.values()))
+            group["lr"] = config.learning_rate * share
+        batch = self.batch(step)
+        target = make_target(
+            batch.top_NK,
+            batch.log_probs_NK,
+            self.unembedding_SD,
+            self.position_V,
+            negatives=config.negatives,
+            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step),
+        )
+        ropes = self.backbone.ropes(batch.rows_BT.shape[1])
+        losses = list(
+            self.pool.map(lambda head: self._update(head, batch, target, ropes), self.heads)
+        )
+        if not all(math.isfinite(loss) for loss in losses):
+            raise UsageError(
+                f"the loss is no longer a number at step {step} (learning rate "
+                f"{config.learning_rate:g}); no exit was written; lower --learning-rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            keep = min(config.averaging, (step + 1) / (step + 10))
+            names = list(self.trained)
+            torch._foreach_lerp_(
+                [self.averaged[n] for n in names], [self.trained[n] for n in names], 1 - keep
+            )
         self.step_number += 1
-        self.rows += int(batch.rows_BT.sum())
+        self.tokens += len(batch.final_ND)
         return losses
 
-    @torch.no_grad()
-    def _target(self, final_ND: Tensor) -> Tensor:
-        return (self.backbone.norm(final_ND) @ self.unembedding_SD.T).softmax(dim=-1)
+    def _update(self, head: ExitHead, batch: Batch, target: Target, ropes: Ropes) -> float:
+        normed_ND = head(batch.inputs(head.spec), ropes, batch.rows_BT)
+        loss: float
+        loss, gradient_ND = divergence(normed_ND.detach(), target)
+        torch.autograd.backward(normed_ND, gradient_ND)
+        torch.nn.utils.clip_grad_norm_(head.parameters(), self.config.clip)
+        return loss
 
-    def agreement(self) -> list[float]:
-        """Held-out agreement of every exit, 0 to 1."""
-        chats, shape = self.split.held_out, self.backbone.shape
+    def measure(self, *, averaged: bool = True) -> list[Measured]:
+        """Every exit on the held-out lessons."""
+        with self._averages(averaged):
+            return list(
+                self.pool.map(
+                    lambda head: measure(
+                        self.backbone, head, self.held_out, self.cuts, self.shortlist_S
+                    ),
+                    self.heads,
+                )
+            )
 
-        def measure(place: int, head: ExitHead) -> float:
-            readout = read_out(head, place, chats, shape, self.unembedding_SD, self.shortlist_S)
-            return float(readout.agreement)
+    @contextmanager
+    def _averages(self, wanted: bool) -> Iterator[None]:
+        """The moving averages in the heads, for as long as it lasts."""
+        if wanted:
+            self.swap()
+        try:
+            yield
+        finally:
+            if wanted:
+                self.swap()
 
-        return list(self.pool.map(measure, range(len(self.heads)), self.heads.values()))
+    def swap(self) -> None:
+        """Exchange weights and averages."""
+        for name, parameter in self.trained.items():
+            parameter.data, self.averaged[name] = self.averaged[name], parameter.data
 
-    def save(self) -> None:
+    def save(self, path: Path, before: list[Measured]) -> None:
         """Write the checkpoint."""
-        save_checkpoint(
-            self.config.checkpoint,
-            self.heads,
-            self.optimizer,
-            self.shortlist_S,
-            step=self.step_number,
-            rows=self.rows,
-            settings=self.settings,
-        )
+        about = {
+            "step": str(self.step_number),
+            "tokens": str(self.tokens),
+            "settings": self.settings,
+            "before": json.dumps([asdict(measured) for measured in before]),
+            "history": json.dumps(self.history),
+        }
+        extra = {"shortlist": self.shortlist_S}
+        save_checkpoint(path, self.trained, self.averaged, self.optimizer, about, extra)
+
+    def resume(self, path: Path) -> list[Measured]:
+        """Go on from a checkpoint; returns what was measured before the first step.
+
+        Raises SourceError when it belongs to another run.
+        """
+        about = checkpoint_about(path)
+        if about["settings"] != self.settings:
+            raise SourceError(
+                f"{path}: belongs to a run with other settings or data; "
+                "delete it or name another --work"
+            )
+        self.step_number, self.tokens = int(about["step"]), int(about["tokens"])
+        self.history = [(tokens, shares) for tokens, shares in json.loads(about["history"])]
+        load_checkpoint(path, self.trained, self.averaged, self.optimizer, self.step_number)
+        return [Measured(**measured) for measured in json.loads(about["before"])]
 
 
-def distill(backbone: Backbone, config: DistillConfig) -> dict[int, ExitHead]:
-    """Train the exits, or go on from the checkpoint; returns them.
+def distill(
+    backbone: Backbone,
+    specs: list[ExitSpec],
+    lessons: list[Lesson],
+    cuts: tuple[int, ...],
+    checkpoint: Path,
+    config: DistillConfig,
+    *,
+    said: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Train the exits of `specs`, or go on from the checkpoint.
 
-    Raises `SourceError` when the corpus is missing or was made for other cuts.
+    cuts: those of the lessons' states. Raises UsageError when there is nothing to train or to
+    measure on, when the loss becomes NaN or the disk is full; the last checkpoint then stays.
     """
-    paths = shard_paths(config.corpus)
-    if not paths:
-        raise SourceError(
-            f"no chat shards in {config.corpus}; run `python -m collm.tune synthesize` first"
+    training = [lesson for lesson in lessons if not lesson.example.held_out]
+    held_out = [lesson for lesson in lessons if lesson.example.held_out]
+    if not training or not held_out:
+        raise UsageError(
+            f"{len(training)} examples to train on and {len(held_out)} to measure on: expected "
+            "some of both; make a larger corpus with collm synthesize --tokens"
         )
-    stored = tuple(json.loads(shard_about(paths[0])["cuts"]))
-    if stored != config.cuts:
-        raise SourceError(f"{config.corpus} holds states at cuts {stored}, asked for {config.cuts}")
-    split = load_split(config.corpus)
-    plans = [
-        plan_epoch(split.training, config.batch_tokens, np.random.default_rng((config.seed, epoch)))
-        for epoch in range(config.epochs)
-    ]
-    steps = sum(len(plan) for plan in plans)
-    steps = min(steps, config.max_steps or steps)
-    with one_core_each(config.threads) as pool, progress_bar() as progress:
-        run = Distiller(backbone, config, split, steps, pool)
-        bar = progress.add_task("distilling", total=steps, completed=run.step_number)
-        begins, saved = 0, time.monotonic()
-        for epoch, plan in enumerate(plans, start=1):
-            todo = plan[max(0, run.step_number - begins) : max(0, steps - begins)]
-            begins += len(plan)
-            losses = []
-            for batch in batches(todo, user_rows=config.user_rows):
-                losses.append(run.step(batch))
-                recent = np.mean(losses[-20:], axis=0)
+    with cores_for(len(specs)) as pool, progress_bar() as progress:
+        run = Distiller(backbone, specs, training, held_out, cuts, config, pool)
+        if checkpoint.is_file():
+            before = run.resume(checkpoint)
+        else:
+            run.start()
+            before = run.measure(averaged=False)
+            said(f"untrained: held-out agreement {figures([m.agreement for m in before])}")
+        steps = len(run.plan)
+        looks = {steps * look // _LOOKS for look in range(1, _LOOKS + 1)}
+        bar = progress.add_task(
+            "training", total=config.tokens, completed=run.seen[run.step_number]
+        )
+        saved = time.monotonic()
+        recent: list[list[float]] = []
+        try:
+            while run.step_number < steps:
+                recent = [*recent[-49:], run.step()]
+                loss = ", ".join(f"{value:.2f}" for value in np.mean(recent, axis=0))
                 progress.update(
-                    bar,
-                    completed=run.step_number,
-                    description=f"KL {_figures(recent.tolist(), '.2f')}",
+                    bar, completed=run.seen[run.step_number], description=f"training, KL {loss}"
                 )
+                if run.step_number in looks:
+                    agreement = [measured.agreement for measured in run.measure()]
+                    run.history.append((run.tokens, agreement))
+                    said(
+                        f"{run.seen[run.step_number]:,} tokens: KL {loss}, "
+                        f"held-out agreement {figures(agreement)}"
+                    )
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    run.save()
+                    run.save(checkpoint, before)
                     saved = time.monotonic()
-            if losses:
-                kl = _figures(np.mean(losses, axis=0).tolist(), ".3f")
-                progress.console.print(
-                    f"epoch {epoch}: KL {kl}, held-out agreement {_figures(run.agreement(), '.1%')}"
-                )
-        run.save()
-    return run.heads
+        except KeyboardInterrupt:
+            run.save(checkpoint, before)
+            said(f"stopped at step {run.step_number} of {steps}; the same command goes on")
+            raise
+        run.save(checkpoint, before)
+        run.swap()
+    return Trained(
+        heads=run.heads,
+        shortlist_S=run.shortlist_S,
+        before=before,
+        history=run.history,
+        steps=run.step_number,
+        tokens=run.tokens,
+    )
 
 
-def _figures(values: list[float], form: str) -> str:
-    return " ".join(format(value, form) for value in values)
+def figures(shares: list[float]) -> str:
+    """Shares as percentages, one an exit."""
+    return ", ".join(f"{share:.1%}" for share in shares)

@@ -1,8 +1,7 @@
 """Write trained exits as `exit-<cut>.safetensors`: int8 adapter, f32 norms, shortlist.
 
-Metadata: format, version, cut, kind, layers, window (0: the whole context), temperature, base,
-source_sha256 and a short JSON `training`. What is measured and calibrated is the exit as stored,
-after quantisation.
+What is measured and calibrated is the exit as stored, after quantisation. The format is
+described in `collm.model.exit_file`.
 """
 
 from __future__ import annotations
@@ -13,115 +12,105 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from collm.errors import SourceError
+from collm.errors import UsageError
 from collm.tune.backbone import Backbone
-from collm.tune.batches import load_split
-from collm.tune.checkpoint import checkpoint_about, load_checkpoint
-from collm.tune.heads import ExitHead, fresh_heads
-from collm.tune.measure import read_out
-from collm.tune.quantize import dequantize, quantize
-
-CONFIDENCES = (0.6, 0.8)
-BYTES_AT_MOST = 16_000_000
+from collm.tune.distill import Trained
+from collm.tune.heads import ExitHead
+from collm.tune.measure import Measured, fit_temperature, measure
+from collm.tune.quantize import BLOCK, dequantize, quantize
+from collm.tune.teacher import Lesson
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExitReport:
-    """One exported exit on held-out chat; shares from 0 to 1, `sure` as (precision, coverage)."""
+class ExportedExit:
+    """One exit file, and how good the exit is on held-out text."""
 
     cut: int
-    agreement_f32: float
-    agreement: float
-    temperature: float
-    shortlist_coverage: float
-    rows: int
-    sure: dict[float, tuple[float, float]]
     path: Path
+    before: Measured
+    """Untrained."""
+    measured: Measured
+    """As stored."""
+    temperature: float
 
 
 def pack(head: ExitHead) -> dict[str, Tensor]:
     """A head's tensors as stored. `head` then holds what they stand for, rounding included."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in head.named_parameters():
-        if parameter.dim() == 1:
-            tensors[name] = parameter.detach().float().clone()
+        values = parameter.detach().float()
+        if values.dim() == 1 or values.shape[1] % BLOCK:
+            tensors[name] = values.clone().cpu()
             continue
-        q_NK, scale = quantize(parameter.detach())
-        tensors[name], tensors[f"{name}.scale"] = q_NK, scale
+        q_NK, scale = quantize(values)
+        tensors[name], tensors[f"{name}.scale"] = q_NK.cpu(), scale.cpu()
         parameter.data = dequantize(q_NK, scale)
     return tensors
 
 
 def export(
     backbone: Backbone,
-    *,
-    corpus: Path,
-    checkpoint: Path,
+    trained: Trained,
+    held_out: list[Lesson],
     cuts: tuple[int, ...],
     folder: Path,
+    *,
     base: str,
-) -> list[ExitReport]:
-    """Quantise, calibrate, measure and write every exit of a checkpoint into `folder`.
+    about: dict[str, object],
+    adaptation: str = "",
+) -> list[ExportedExit]:
+    """Quantise, calibrate, measure and write every exit into `folder`.
 
-    Files appear under their names only when complete. Raises `SourceError` when the checkpoint or
-    the corpus is missing, or the checkpoint is for other cuts.
+    about: what the files say of their training. Files appear under their names when complete.
     """
-    about = checkpoint_about(checkpoint)
-    trained = tuple(json.loads(about["settings"])["cuts"])
-    if trained != cuts:
-        raise SourceError(f"{checkpoint} holds exits at {trained}, asked for {cuts}")
-    heads = fresh_heads(backbone, cuts)
-    shortlist_S = load_checkpoint(checkpoint, heads)
-    unembedding_SD = backbone.unembedding_VD[shortlist_S].contiguous()
-    split = load_split(corpus)
-    folder.mkdir(parents=True, exist_ok=True)
-    reports = []
-    for place, (cut, head) in enumerate(heads.items()):
-        where = (place, split.held_out, backbone.shape, unembedding_SD, shortlist_S)
-        before = read_out(head, *where).agreement
+    exported = []
+    for head, before in zip(trained.heads, trained.before, strict=True):
+        spec = head.spec
         tensors = pack(head)
-        readout = read_out(head, *where)
-        temperature = readout.calibrated_temperature()
+        where = (backbone, head, held_out, cuts, trained.shortlist_S)
+        measured, temperature = measure(*where), fit_temperature(*where)
         training = {
-            "corpus_tokens": split.training_tokens,
-            "rows_seen": int(about["rows"]),
-            "steps": int(about["step"]),
-            "held_out_agreement": round(readout.agreement, 4),
+            **about,
+            "steps": trained.steps,
+            "rows_seen": trained.tokens,
+            "held_out_agreement": round(measured.agreement, 4),
         }
         metadata = {
             "format": "collm-exit",
             "version": "1",
-            "cut": str(cut),
-            "kind": "layer",
-            "layers": str(len(head.layers)),
-            "window": "0",
+            "cut": str(spec.cut),
+            "kind": spec.kind,
+            "layers": str(spec.layers if spec.kind == "layer" else 0),
+            "window": str(spec.window),
+            "feed": json.dumps(spec.feed),
             "temperature": f"{temperature:.2f}",
             "base": base,
-            "source_sha256": backbone.sha256,
+            "source_sha256": backbone.source_sha256,
+            "adaptation": adaptation,
             "training": json.dumps(training),
         }
-        path = folder / f"exit-{cut:02d}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file({**tensors, "shortlist": shortlist_S.to(torch.int32)}, partial, metadata)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-        reports.append(
-            ExitReport(
-                cut=cut,
-                agreement_f32=before,
-                agreement=readout.agreement,
-                temperature=temperature,
-                shortlist_coverage=readout.shortlist_coverage,
-                rows=len(readout.argmax_N),
-                sure={level: readout.at_confidence(level, temperature) for level in CONFIDENCES},
-                path=path,
+        path = folder / f"exit-{spec.cut:02d}.safetensors"
+        shortlist_S = trained.shortlist_S.to(torch.int32).cpu()
+        _write(path, {**tensors, "shortlist": shortlist_S}, metadata)
+        exported.append(
+            ExportedExit(
+                cut=spec.cut, path=path, before=before, measured=measured, temperature=temperature
             )
         )
-    total = sum(report.path.stat().st_size for report in reports)
-    assert total < BYTES_AT_MOST, (
-        f"exits come to {total} bytes; the package has room for {BYTES_AT_MOST}"
-    )
-    return reports
+    return exported
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None

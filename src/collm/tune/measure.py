@@ -1,98 +1,111 @@
-"""How good an exit is on held-out chat: agreement, calibration, precision and coverage.
+"""How good an exit in training is on held-out text: agreement, divergence, temperature.
 
-Counted at the rows that predict answer tokens, against the full model's argmax over the full
-vocabulary. Confidence is the largest of softmax(logits / temperature).
+Counted at the rows that evaluation counts, against the full model over its full vocabulary.
+`collm eval exits` measures the exits as deployed, and more of them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from collm.tune.batches import batches, plan_epoch
-from collm.tune.corpus import Chat
+from collm.tune.backbone import Backbone
+from collm.tune.batches import collate, in_order
 from collm.tune.heads import ExitHead
-from collm.tune.layer import LayerShape, rope_tables
+from collm.tune.teacher import Lesson
 
 TEMPERATURES = [round(0.4 + 0.01 * i, 2) for i in range(211)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readout:
-    """Held-out logits of one exit, `logits_NS`, and the full model's choice `argmax_N`."""
+class Measured:
+    """One exit on held-out text; shares from 0 to 1."""
 
-    logits_NS: Tensor
-    argmax_N: Tensor
-    shortlist_S: Tensor
-
-    @property
-    def right_N(self) -> Tensor:
-        """Where the exit chooses what the full model chooses, bool `[N]`."""
-        return self.shortlist_S[self.logits_NS.argmax(dim=-1)] == self.argmax_N
-
-    @property
-    def agreement(self) -> float:
-        """Share of rows where exit and full model choose the same token."""
-        return float(self.right_N.float().mean())
-
-    @property
-    def shortlist_coverage(self) -> float:
-        """Share of the full model's choices that the shortlist contains."""
-        return float(torch.isin(self.argmax_N, self.shortlist_S).float().mean())
-
-    def at_confidence(self, threshold: float, temperature: float) -> tuple[float, float]:
-        """Precision and coverage of the rows whose confidence reaches `threshold`."""
-        sure_N = _confidence(self.logits_NS, temperature) >= threshold
-        precision = float(self.right_N[sure_N].float().mean()) if sure_N.any() else float("nan")
-        return precision, float(sure_N.float().mean())
-
-    def calibrated_temperature(self) -> float:
-        """Temperature with the least negative log-likelihood of the full model's choices.
-
-        As Guo et al., arXiv 1706.04599. Choices outside the shortlist are left out.
-        """
-        known_N = torch.isin(self.argmax_N, self.shortlist_S)
-        logits_NS = self.logits_NS[known_N]
-        labels_N = torch.searchsorted(self.shortlist_S, self.argmax_N[known_N])
-
-        def loss(temperature: float) -> float:
-            parts = zip(logits_NS.split(1024), labels_N.split(1024), strict=True)
-            return sum(
-                float(F.cross_entropy(x / temperature, y, reduction="sum")) for x, y in parts
-            )
-
-        # The loss is convex in 1 / temperature, so a ternary search over the grid finds it.
-        low, high = 0, len(TEMPERATURES) - 1
-        while high - low > 2:
-            third = (high - low) // 3
-            if loss(TEMPERATURES[low + third]) <= loss(TEMPERATURES[high - third]):
-                high -= third
-            else:
-                low += third
-        return min(TEMPERATURES[low : high + 1], key=loss)
-
-
-def _confidence(logits_NS: Tensor, temperature: float) -> Tensor:
-    return torch.cat([(part / temperature).softmax(-1).amax(-1) for part in logits_NS.split(1024)])
+    agreement: float
+    """Share of rows where exit and full model choose the same token."""
+    divergence: float
+    """KL(full model || exit) in nats, the exit over its shortlist: infinite mass outside of it
+    is left out, the full model's likeliest 32 tokens counted."""
+    shortlist_coverage: float
+    """Share of the full model's choices that the shortlist contains."""
+    rows: int
 
 
 @torch.no_grad()
-def read_out(
+def measure(
+    backbone: Backbone,
     head: ExitHead,
-    place: int,
-    chats: list[Chat],
-    shape: LayerShape,
-    unembedding_SD: Tensor,
+    lessons: list[Lesson],
+    cuts: tuple[int, ...],
     shortlist_S: Tensor,
-) -> Readout:
-    """Run one exit over chats. `place` is its cut's index among the stored states."""
-    logits, argmax = [], []
-    for batch in batches(plan_epoch(chats, 4096, None)):
-        rope = rope_tables(shape, torch.arange(batch.rows_BT.shape[1]))
-        normed_ND = head(batch.states_CBTD[place], rope, batch.rows_BT)
-        logits.append(normed_ND @ unembedding_SD.T)
-        argmax.append(batch.argmax_N)
-    return Readout(logits_NS=torch.cat(logits), argmax_N=torch.cat(argmax), shortlist_S=shortlist_S)
+) -> Measured:
+    """Run one exit over held-out lessons."""
+    position_V = positions_in(shortlist_S, len(backbone.unembedding_VD))
+    unembedding_SD = backbone.unembedding_VD[shortlist_S]
+    right = known = rows = 0
+    divergence = 0.0
+    for part in in_order(lessons):
+        batch = collate(backbone, part, cuts, answers_only=True)
+        ropes = backbone.ropes(batch.rows_BT.shape[1])
+        normed_ND = head(batch.inputs(head.spec), ropes, batch.rows_BT)
+        log_probs_NS = (normed_ND @ unembedding_SD.T).log_softmax(dim=-1)
+        at_NK = position_V[batch.top_NK]
+        right += int((log_probs_NS.argmax(dim=-1) == at_NK[:, 0]).sum())
+        known += int((at_NK[:, 0] >= 0).sum())
+        exit_NK = log_probs_NS.gather(1, at_NK.clamp(min=0))
+        gap_NK = batch.log_probs_NK.exp() * (batch.log_probs_NK - exit_NK)
+        divergence += float(gap_NK[at_NK >= 0].sum())
+        rows += len(normed_ND)
+    return Measured(
+        agreement=right / rows,
+        divergence=divergence / rows,
+        shortlist_coverage=known / rows,
+        rows=rows,
+    )
+
+
+@torch.no_grad()
+def fit_temperature(
+    backbone: Backbone,
+    head: ExitHead,
+    lessons: list[Lesson],
+    cuts: tuple[int, ...],
+    shortlist_S: Tensor,
+) -> float:
+    """Temperature with the least negative log-likelihood of the full model's choices.
+
+    As Guo et al., arXiv 1706.04599. Choices outside the shortlist are left out.
+    """
+    position_V = positions_in(shortlist_S, len(backbone.unembedding_VD))
+    unembedding_SD = backbone.unembedding_VD[shortlist_S]
+    normed, chosen = [], []
+    for part in in_order(lessons):
+        batch = collate(backbone, part, cuts, answers_only=True)
+        ropes = backbone.ropes(batch.rows_BT.shape[1])
+        at_N = position_V[batch.top_NK[:, 0]]
+        normed.append(head(batch.inputs(head.spec), ropes, batch.rows_BT)[at_N >= 0])
+        chosen.append(at_N[at_N >= 0])
+    # Every temperature at once while a chunk's logits are there: they are too many to keep.
+    scales_R = [1 / temperature for temperature in TEMPERATURES[::5]]
+    losses = dict.fromkeys(scales_R, 0.0)
+    for normed_ND, chosen_N in zip(
+        torch.cat(normed).split(256), torch.cat(chosen).split(256), strict=True
+    ):
+        logits_NS = normed_ND @ unembedding_SD.T
+        right_N1 = logits_NS.gather(1, chosen_N.unsqueeze(1))
+        for scale in scales_R:
+            losses[scale] += float(
+                ((logits_NS * scale).logsumexp(-1, keepdim=True) - right_N1 * scale).sum()
+            )
+    best = min(losses, key=lambda scale: losses[scale])
+    return round(1 / best, 2) if math.isfinite(losses[best]) else 1.0
+
+
+def positions_in(shortlist_S: Tensor, vocabulary: int) -> Tensor:
+    """Where each token of the vocabulary is in the shortlist, −1 for nowhere: int64 `[V]`."""
+    position_V = torch.full((vocabulary,), -1, dtype=torch.long, device=shortlist_S.device)
+    position_V[shortlist_S] = torch.arange(len(shortlist_S), device=shortlist_S.device)
+    return position_V

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,11 +14,12 @@ from rich.progress import (
 
 
 def progress_bar() -> Progress:
-    """A bar with a changing description; to be entered as a context."""
+    """A bar on standard error with a changing description; to be entered as a context."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     )

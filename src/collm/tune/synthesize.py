@@ -1,239 +1,273 @@
-"""Self-generated chat: the instruct model writes the user's turn, then answers it.
+"""Text for tuning without a data set: the instruct model writes user turns and answers them.
 
-Needs no data set (the idea of Magpie, Xu et al., arXiv 2406.08464). User turns are sampled at
-temperature 1; of the answers every second one is greedy, the others sampled at 0.8. Work
-already on disk is kept: run it again to continue.
+The idea of Magpie (Xu et al., arXiv 2406.08464). User turns are sampled at temperature 1; of the
+answers every second one is greedy, the others sampled at 0.8. Given texts are cut into chunks,
+given prompts are answered in the same way. Everything is decided by the settings, so work that
+was interrupted continues to the same bytes.
 
-Not covered: several turns, other system prompts.
+Not covered: several turns, other system prompts than the template's.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from collm.errors import PlacementError, SourceError, UsageError
-from collm.model.tokenizer import Tokenizer
-from collm.tune.backbone import Backbone
-from collm.tune.corpus import (
-    Chat,
-    digest_user_turn,
-    read_shard,
-    shard_about,
-    shard_paths,
-    write_shard,
-)
-from collm.tune.decode import SlotDecoder, sample
-from collm.tune.progress import progress_bar
+from collm.errors import UsageError
+from collm.model.artifact import Artifact
+from collm.model.files import sha256_of
+from collm.tune.backbone import Backbone, load_backbone
+from collm.tune.chat_form import ChatForm, chat_form
+from collm.tune.corpus import Example, is_held_out
+from collm.tune.corpus_writer import CorpusWriter, Written, corpus_writer
+from collm.tune.texts import chunks, domain_of, read_prompt_set, read_text, text_files
+from collm.tune.wave import Seat, Style, write_wave
 
-PREFIX = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\n<|im_start|>user\n"
-)
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
-F16_MAX = 65504.0
+TEXT, PROMPTS, CHAT = KINDS = ("text", "prompts", "chat")
+TEXT_WAVE = 8
+"""Chunks of text that are written to the corpus at once."""
+SHORTEST_ANSWER = 32
+"""A given prompt that leaves less room for its answer is left out."""
+_PATIENCE = 4
+"""Waves that may come to nothing before it is given up."""
+
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
     """How much text to write, and how. Lengths are in tokens."""
 
-    folder: Path
-    tokens: int = 146_000
-    cuts: tuple[int, ...] = (5, 10, 15, 20)
-    slots: int = 192
+    out: Path
+    tokens: int
+    """At least this many in the whole corpus; the wave that reaches it is the last."""
+    texts: tuple[Path, ...] = ()
+    prompts: tuple[Path, ...] = ()
+    domain: str | None = None
+    """Of the texts, and of prompts that name none; None: by the text's suffix, `chat`."""
+    text_share: float = 1.0
+    """Chunks of text are taken while they are at most this share of the corpus."""
+    prompt_share: float = 1.0
+    """The same for answered prompts."""
+    slots: int = 128
+    """Chats written at once."""
+    seed: int = 0
     max_length: int = 288
+    """Of a self-written chat, template included."""
     max_user: int = 64
-    shard_chats: int = 64
+    max_text: int = 384
+    """Of a chunk of text, and of a given prompt with its answer."""
     user_temperature: float = 1.0
     answer_temperature: float = 0.8
-    seed: int = 0
+    held_out: float = 0.06
+    """Share of the examples that is held out, decided by a hash of the user turn or text."""
 
 
-@dataclass(kw_only=True)
-class _Slot:
-    """One chat being written. `position` is where the token `ids[-1]` goes."""
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What is to be written: token ids, for a prompt with where its user turn begins."""
 
-    ids: list[int]
-    greedy: bool
-    forced: deque[int] = field(default_factory=deque)
-    answer: int = 0
-    argmax: list[int] = field(default_factory=list)
-
-    @property
-    def position(self) -> int:
-        return len(self.ids) - 1
+    ids: tuple[int, ...]
+    domain: str
+    user: int = 1
 
 
 class Synthesizer:
-    """Keeps every slot busy with a chat; a finished one is collected, its slot starts anew."""
+    """One corpus in the making. Given texts and prompts are read at once, the model when needed."""
 
-    def __init__(self, backbone: Backbone, config: SynthesisConfig) -> None:
-        self.config = config
-        self.specials = set(backbone.special_ids)
-        tokenizer = Tokenizer(backbone.tokenizer)
-        self.prefix = tokenizer.encode(PREFIX)
-        self.suffix = tokenizer.encode(SUFFIX)
-        needed = len(self.prefix) + config.max_user + len(self.suffix)
-        if needed >= config.max_length:
+    def __init__(self, artifact: Artifact, config: SynthesisConfig, *, device: str = "cpu") -> None:
+        self.artifact, self.config, self._device = artifact, config, device
+        self._tokenizer = artifact.tokenizer()
+        longest = artifact.architecture.context_length
+        if max(config.max_length, config.max_text) > longest:
             raise UsageError(
-                f"chats of {config.max_length} tokens leave no room for an answer: the template "
-                f"and a user turn of {config.max_user} take {needed}"
+                f"chats of {config.max_length} and texts of {config.max_text} tokens: this model "
+                f"has a context of {longest}"
             )
-        self.decoder = SlotDecoder(
-            backbone, slots=config.slots, length=config.max_length, cuts=config.cuts
-        )
-        hidden = backbone.shape.hidden
-        self.states_BTCD = torch.zeros(
-            config.slots, config.max_length, len(config.cuts) + 1, hidden, dtype=torch.float16
-        )
-        self.mass_V = torch.zeros(len(backbone.unembedding_VD))
-        self.seen: set[bytes] = set()
-        self.started = 0
-        self.generator = torch.Generator()
-        self.slots: list[_Slot] = []
+        self.skipped = 0
+        """Prompts that were too long."""
+        self.chunks = self._shuffled(self._read_texts())
+        self.prompts = self._shuffled(self._read_prompts())
 
-    def begin(self, seed: int) -> None:
-        """Fill the slots; the prefix is the same everywhere, so it is run once and stays cached."""
-        self.generator.manual_seed(seed)
-        argmax_of_prefix = []
-        for position, token in enumerate(self.prefix):
-            positions_B = torch.full((self.config.slots,), position)
-            step = self.decoder.step(torch.full_like(positions_B, token), positions_B)
-            self._keep(step.states_BCD, positions_B)
-            argmax_of_prefix.append(int(step.logits_BV[0].argmax()))
-        self.prefix_argmax = argmax_of_prefix[:-1]
-        self.slots = [self._fresh() for _ in range(self.config.slots)]
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The model."""
+        return load_backbone(self.artifact, device=self._device)
 
-    def step(self) -> list[Chat]:
-        """Write one token in every slot; returns the chats this finished."""
-        ids_B = torch.tensor([slot.ids[-1] for slot in self.slots])
-        positions_B = torch.tensor([slot.position for slot in self.slots])
-        step = self.decoder.step(ids_B, positions_B)
-        self._keep(step.states_BCD, positions_B)
-        answering_B = torch.tensor([slot.answer > 0 and not slot.forced for slot in self.slots])
-        self.mass_V += step.logits_BV[answering_B].softmax(dim=-1).sum(dim=0)
-        argmax = step.logits_BV.argmax(dim=-1).tolist()
-        temperature_B = torch.tensor([self._temperature(slot) for slot in self.slots])
-        drawn = sample(step.logits_BV, temperature_B, self.generator).tolist()
-        done = []
-        for number, slot in enumerate(self.slots):
-            slot.argmax.append(argmax[number])
-            if slot.forced:
-                slot.ids.append(slot.forced.popleft())
-                continue
-            outcome = self._extend(slot, drawn[number])
-            if outcome is None:
-                continue
-            if outcome:
-                chat = self._collect(number, slot)
-                if chat.user_digest not in self.seen:
-                    self.seen.add(chat.user_digest)
-                    done.append(chat)
-            self.slots[number] = self._fresh()
-        return done
-
-    def _extend(self, slot: _Slot, token: int) -> bool | None:
-        """Append a drawn token. None: goes on; True: the chat is complete; False: to be dropped."""
-        user_length = len(slot.ids) - len(self.prefix)
-        if not slot.answer:
-            ended = token == self.suffix[0]
-            if (ended and not user_length) or (token in self.specials and not ended):
-                return False
-            if ended or user_length == self.config.max_user:
-                slot.ids.append(self.suffix[0])
-                slot.forced.extend(self.suffix[1:])
-                slot.answer = len(slot.ids) + len(self.suffix) - 1
-            else:
-                slot.ids.append(token)
-            return None
-        if len(slot.ids) == slot.answer and token in self.specials:
-            return False  # an empty answer
-        slot.ids.append(token)
-        if token in self.specials or len(slot.ids) > self.config.max_length:
-            return True
-        return None
-
-    def _collect(self, number: int, slot: _Slot) -> Chat:
-        length = len(slot.argmax)  # the last token drawn was never run
-        user = slot.ids[len(self.prefix) : slot.answer - len(self.suffix)]
-        return Chat(
-            ids_T=np.array(slot.ids[:length], np.int32),
-            argmax_T=np.array(slot.argmax, np.int32),
-            states_TCD=self.states_BTCD[number, :length].numpy().copy(),
-            user=len(self.prefix),
-            answer=slot.answer,
-            greedy=slot.greedy,
-            user_digest=digest_user_turn(user),
-        )
-
-    def _fresh(self) -> _Slot:
-        """A slot at the last token of the prefix, whose earlier tokens are cached for good."""
-        self.started += 1
-        return _Slot(
-            ids=list(self.prefix), greedy=self.started % 2 == 0, argmax=list(self.prefix_argmax)
-        )
-
-    def _temperature(self, slot: _Slot) -> float:
-        if not slot.answer:
-            return self.config.user_temperature
-        return 0.0 if slot.greedy else self.config.answer_temperature
-
-    def _keep(self, states_BCD: Tensor, positions_B: Tensor) -> None:
-        where = torch.arange(len(positions_B))
-        self.states_BTCD[where, positions_B] = states_BCD.clamp(-F16_MAX, F16_MAX).half()
-
-
-def synthesize(backbone: Backbone, config: SynthesisConfig) -> int:
-    """Write shards into `config.folder` until it holds `config.tokens` tokens; returns how many.
-
-    Raises `SourceError` when the folder holds shards of another model or other cuts,
-    `PlacementError` for cuts that the model does not have.
-    """
-    if not config.cuts or not 0 < config.cuts[0] <= config.cuts[-1] < len(backbone.layers):
-        raise PlacementError(
-            f"cuts {list(config.cuts)}: expected layers from 1 to {len(backbone.layers) - 1}"
-        )
-    writer = Synthesizer(backbone, config)
-    tokens = 0
-    paths = shard_paths(config.folder)
-    for path in paths:
-        about = shard_about(path)
-        if about["source_sha256"] != backbone.sha256 or about["cuts"] != str(list(config.cuts)):
-            raise SourceError(
-                f"{path} was made with another model or other cuts; use another folder"
+    @cached_property
+    def form(self) -> ChatForm:
+        """The model's chat template, split."""
+        form = chat_form(self.artifact)
+        needed = len(form.prefix) + self.config.max_user + len(form.suffix)
+        if needed >= self.config.max_length:
+            raise UsageError(
+                f"chats of {self.config.max_length} tokens leave no room for an answer: the "
+                f"template and a user turn of {self.config.max_user} take {needed}"
             )
-        chats, _ = read_shard(path)
-        tokens += sum(len(chat.ids_T) for chat in chats)
-        writer.seen.update(chat.user_digest for chat in chats)
-    if tokens >= config.tokens:
-        return tokens
-    writer.begin(config.seed + len(paths))
-    number = int(paths[-1].stem.split("-")[1]) + 1 if paths else 0
-    with progress_bar() as progress:
-        bar = progress.add_task("writing chat", total=config.tokens, completed=tokens)
-        waiting: list[Chat] = []
-        while tokens < config.tokens:
-            for chat in writer.step():
-                waiting.append(chat)
-                tokens += len(chat.ids_T)
-                progress.advance(bar, len(chat.ids_T))
-            if len(waiting) >= config.shard_chats or tokens >= config.tokens:
-                write_shard(
-                    config.folder,
-                    number,
-                    waiting,
-                    writer.mass_V.numpy(),
-                    cuts=config.cuts,
-                    source_sha256=backbone.sha256,
-                    prefix=len(writer.prefix),
-                    suffix=len(writer.suffix),
+        return form
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the corpus, apart from how long it is."""
+        config = self.config
+        texts = [
+            f"{sha256_of(p)} {config.domain or domain_of(p)}" for p in text_files(config.texts)
+        ]
+        prompts = [f"{sha256_of(p)} {config.domain or CHAT}" for p in config.prompts]
+        plain = (
+            "text_share prompt_share slots seed max_length max_user max_text user_temperature "
+            "answer_temperature held_out"
+        )
+        return {
+            "artifact": self.artifact.fingerprint,
+            **{name: getattr(config, name) for name in plain.split()},
+            "text_wave": TEXT_WAVE,
+            "texts": texts,
+            "prompts": prompts,
+        }
+
+    def run(self, told: Told = lambda tokens: None) -> Written:
+        """Write until the corpus has its tokens; returns what it holds.
+
+        told: called with the tokens so far, also those of a wave that is not whole yet.
+        """
+        config, arch = self.config, self.artifact.architecture
+        barren = 0
+        with corpus_writer(
+            config.out,
+            tokenizer=self.artifact.manifest.files["tokenizer.json"].sha256,
+            vocabulary=arch.vocab_size,
+            context=arch.context_length,
+            settings=self.settings(),
+        ) as writer:
+            while (done := writer.written.tokens.total()) < config.tokens:
+                told(done)
+                kind = self._next_kind(writer.written)
+                made = self._wave(kind, writer.written.waves[kind], partial(_plus, told, done))
+                examples = self._fresh(writer, made)
+                writer.append(kind, examples, [self._readable(e) for e in examples])
+                barren = 0 if examples or kind != CHAT else barren + 1
+                if barren == _PATIENCE:
+                    raise UsageError(
+                        f"{self.artifact.folder}: {_PATIENCE * config.slots} chats in a row came "
+                        "to nothing (empty, broken or repeated); give texts with --text instead"
+                    )
+            told(done)
+            return writer.written
+
+    def _next_kind(self, written: Written) -> str:
+        """Texts, then prompts, as long as there are some and their share is not reached."""
+        total = written.tokens.total()
+        given = (
+            (TEXT, self.chunks, self.config.text_share, TEXT_WAVE),
+            (PROMPTS, self.prompts, self.config.prompt_share, self.config.slots),
+        )
+        for kind, sources, share, size in given:
+            left = written.waves[kind] * size < len(sources)
+            if left and (share >= 1 or written.tokens[kind] < share * total):
+                return kind
+        return CHAT
+
+    def _read_texts(self) -> Iterator[_Source]:
+        for path in text_files(self.config.texts):
+            domain = self.config.domain or domain_of(path)
+            encode, longest = self._tokenizer.encode, self.config.max_text
+            found = False
+            for ids in chunks(read_text(path), encode, longest):
+                found = True
+                yield _Source(ids=tuple(ids), domain=domain)
+            if not found:
+                raise UsageError(f"{path}: too little text in it for an example")
+
+    def _read_prompts(self) -> Iterator[_Source]:
+        for path in self.config.prompts:
+            found = False
+            for prompt in read_prompt_set(path, self.config.domain):
+                ids = self._tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+                if len(ids) + SHORTEST_ANSWER > self.config.max_text:
+                    self.skipped += 1
+                    continue
+                found = True
+                yield _Source(ids=tuple(ids), domain=prompt.domain, user=self.form.user_start(ids))
+            if not found:
+                raise UsageError(
+                    f"{path}: every prompt takes more than "
+                    f"{self.config.max_text - SHORTEST_ANSWER} tokens"
                 )
-                writer.mass_V.zero_()
-                waiting, number = [], number + 1
-    return tokens
+
+    def _shuffled(self, sources: Iterable[_Source]) -> list[_Source]:
+        """Each once, mixed, so that a part of them is a fair sample."""
+        once = list(dict.fromkeys(sources))
+        order = np.random.default_rng(self.config.seed).permutation(len(once))
+        return [once[place] for place in order]
+
+    def _wave(self, kind: str, number: int, told: Told) -> Iterator[Example]:
+        """The examples of the wave of this kind with this number."""
+        slots = self.config.slots
+        if kind == TEXT:
+            for source in self.chunks[number * TEXT_WAVE : (number + 1) * TEXT_WAVE]:
+                ids = np.array(source.ids, np.int32)
+                yield self._example(ids, source.domain, greedy=None, user=1, first=1)
+            return
+        if kind == PROMPTS:
+            sources = self.prompts[number * slots : (number + 1) * slots]
+        else:
+            sources = [_Source(ids=self.form.prefix, domain=CHAT)] * slots
+        numbers = range(number * slots, number * slots + len(sources))
+        seats = [self._seat(kind, n, s) for n, s in zip(numbers, sources, strict=True)]
+        config = self.config
+        style = Style(
+            max_user=config.max_user,
+            user_temperature=config.user_temperature,
+            answer_temperature=config.answer_temperature,
+        )
+        made = write_wave(
+            self.backbone, self.form, seats, style, self._tokenizer.eos_ids, told=told
+        )
+        for seat, source, chat in zip(seats, sources, made, strict=True):
+            if chat is not None:
+                yield self._example(
+                    chat.ids,
+                    source.domain,
+                    greedy=seat.greedy,
+                    user=seat.user,
+                    first=chat.answer,
+                )
+
+    def _seat(self, kind: str, number: int, source: _Source) -> Seat:
+        given = kind == PROMPTS
+        return Seat(
+            start=source.ids,
+            user=source.user if given else len(source.ids),
+            answer=len(source.ids) if given else 0,
+            greedy=number % 2 == 1,
+            limit=self.config.max_text if given else self.config.max_length,
+            noise=(self.config.seed, KINDS.index(kind), number),
+        )
+
+    def _example(
+        self, ids: Any, domain: str, *, greedy: bool | None, user: int, first: int
+    ) -> Example:
+        example = Example(
+            ids=ids, domain=domain, greedy=greedy, user=user, first=first, held_out=False
+        )
+        return replace(example, held_out=is_held_out(example.digest, self.config.held_out))
+
+    def _fresh(self, writer: CorpusWriter, examples: Iterable[Example]) -> list[Example]:
+        """Those whose user turn or text the corpus does not have already."""
+        fresh: dict[bytes, Example] = {}
+        for example in examples:
+            if example.digest not in writer.written.digests:
+                fresh.setdefault(example.digest, example)
+        return list(fresh.values())
+
+    def _readable(self, example: Example) -> str:
+        return self._tokenizer.decode(example.ids[example.user if example.user > 1 else 0 :])
+
+
+def _plus(told: Told, done: int, tokens: int) -> None:
+    told(done + tokens)
