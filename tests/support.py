@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,19 @@ TINY: dict[str, Any] = {
 def random_artifact(
     out: Path, *, weights: str = "fp32", cuts: tuple[int, ...] = (1, 2), **changes: Any
 ) -> Artifact:
-    """The artifact of a RandomCheckpoint."""
-    build(RandomCheckpoint(**changes), out, cuts=cuts, weights=weights)
+    """The artifact of a RandomCheckpoint, built once and then copied."""
+    for name, content in _built(weights, cuts, json.dumps(changes)).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
     return Artifact(out)
+
+
+@functools.cache
+def _built(weights: str, cuts: tuple[int, ...], changes: str) -> Mapping[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "artifact"
+        build(RandomCheckpoint(**json.loads(changes)), made, cuts=cuts, weights=weights)
+        return tree(made)
 
 
 def transformers_model(model_type: str, seed: int = 0, **changes: Any) -> Any:

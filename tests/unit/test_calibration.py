@@ -27,7 +27,7 @@ from collm.policy.calibration import (
 
 
 @st.composite
-def texts(draw: st.DrawFn, most: int = 6) -> list[Rows]:
+def texts(draw: st.DrawFn, most: int = 4) -> list[Rows]:
     """A few short texts; confidences on a coarse grid, so that many are equal."""
     found = []
     for length in draw(st.lists(st.integers(1, 30), min_size=1, max_size=most)):
@@ -73,6 +73,7 @@ def test_bins_are_open_below_and_closed_above() -> None:
     ]
 
 
+@settings(max_examples=25)
 @given(texts())
 def test_bins_hold_every_row_once(found: list[Rows]) -> None:
     rows = Rows.joined(found)
@@ -85,6 +86,7 @@ def test_bins_hold_every_row_once(found: list[Rows]) -> None:
 # ------------------------------------------------------------------- coverage and precision
 
 
+@settings(max_examples=25)
 @given(texts())
 def test_the_curve_says_what_each_threshold_does(found: list[Rows]) -> None:
     rows = Rows.joined(found)
@@ -97,6 +99,7 @@ def test_the_curve_says_what_each_threshold_does(found: list[Rows]) -> None:
         assert at.precision == pytest.approx(1 - risk)
 
 
+@settings(max_examples=25)
 @given(texts(), st.sampled_from([0.5, 0.9, 1.0]))
 def test_no_threshold_of_that_precision_covers_more(found: list[Rows], precision: float) -> None:
     rows = Rows.joined(found)
@@ -144,6 +147,7 @@ def test_the_promise_holds_on_fresh_texts() -> None:
     assert np.mean(risks) > 0.5 * alpha  # and is not kept by never answering
 
 
+@settings(max_examples=25)
 @given(texts(), st.sampled_from([0.1, 0.2, 0.3, 0.5]))
 def test_the_threshold_is_the_least_that_keeps_the_bound(found: list[Rows], alpha: float) -> None:
     found = found * 4
@@ -215,7 +219,7 @@ def by_hand(found: list[Rows], threshold: float, length: int) -> tuple[int, int,
     return tokens, rounds, drafted, silent
 
 
-@settings(max_examples=200)
+@settings(max_examples=40)
 @given(texts(), st.sampled_from([0.1, 0.35, 0.5, 0.75, 1.0]), st.sampled_from([1, 2, 3, 4, 8, 16]))
 def test_simulated_rounds_are_those_of_a_token_by_token_run(
     found: list[Rows], threshold: float, length: int

@@ -34,3 +34,14 @@ def test_the_readmes_engine_figures_are_those_of_the_raw_result() -> None:
         assert f"| {1 / decode[name]:.1f} | {ratio:.2f} ×" in row
     for name in ("exact", "llama.cpp"):
         assert f"{100 * raw['agreement'][name]['share']:.1f} ±" in readme
+
+
+def test_the_exits_figures_are_those_of_the_raw_result() -> None:
+    """Agreement on chat at every cut stands in the committed JSON, and so on their card."""
+    card = (ROOT / "docs/exits.md").read_text()
+    raw = json.loads((ROOT / "docs/results/exits.json").read_text())
+    row = next(line for line in card.splitlines() if line.startswith("| chat ("))
+    cells = row.split("|")[2:-1]
+    for cell, made in zip(cells, raw["exits"], strict=True):
+        chat = next(part for part in made["domains"] if part["domain"] == "chat")
+        assert cell.strip().startswith(f"{100 * chat['agreement']:.1f} ±")

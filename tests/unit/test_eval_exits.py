@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 from tests.exit_files import metadata
 from tests.support import RandomCheckpoint, random_artifact, token_ids, tree
+from typer.main import get_command
 
-from collm.cli.main import main
+from collm.cli.main import app, main
 from collm.model.artifact import Artifact
 from collm.model.build import build
 from collm.model.exits import add_exit
@@ -24,6 +25,10 @@ from collm.tune.scores import choose_examples, score_exits
 from collm.tune.thresholds import for_check
 
 CUTS = (1, 2)
+COMMAND = get_command(app)
+"""Typer builds it anew at every call, which takes longer than most calls here."""
+Rows = list[tuple[bool, float]]
+"""Of an example: whether exit and model choose alike, and the confidence, row by row."""
 
 
 class ShallowCheckpoint(RandomCheckpoint):
@@ -85,7 +90,8 @@ class Cli:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
     def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["collm", *map(str, arguments)])
+        self._monkeypatch.setattr("collm.cli.main.app", COMMAND)
+        self._monkeypatch.setattr(sys, "argv", ["collm", *map(str, arguments), "--threads", "1"])
         with pytest.raises(SystemExit) as ended:
             main()
         said = self._capsys.readouterr()
@@ -109,33 +115,33 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return Cli(monkeypatch, capsys)
 
 
-def by_hand(folder: Path, examples: list[Example], cut: int) -> list[list[tuple[bool, float]]]:
-    """Per example and counted row: whether exit and model choose alike, and the confidence.
-
-    Every row by itself, with a new session that has seen just the tokens up to it.
-    """
-    artifact = Artifact(folder)
-    stage = Stage(artifact, range(4), exits=CUTS)
-    found = []
-    for example in examples:
-        rows = []
+@pytest.fixture(scope="module")
+def by_hand(folder: Path, corpus: Path) -> dict[tuple[int, bytes], Rows]:
+    """The rows of every cut and example, by its digest; a token at a time, as in an answer."""
+    stage = Stage(Artifact(folder), range(4), exits=CUTS)
+    found: dict[tuple[int, bytes], Rows] = {}
+    for example in read_corpus(corpus).held_out:
+        session = stage.open()
+        session.append_ids(example.ids[: example.first - 1].tolist())
         for position in range(example.first - 1, len(example.ids)):
-            session = stage.open()
-            session.append_ids(example.ids[: position + 1].tolist())
-            guess = session.exit_at(cut)
+            session.append_ids([int(example.ids[position])])
+            guesses = [session.exit_at(cut) for cut in CUTS]
             model = int(session.logits(position)[-1].argmax())
-            rows.append((guess.token_id == model, guess.confidence))
-        found.append(rows)
+            for cut, guess in zip(CUTS, guesses, strict=True):
+                rows = found.setdefault((cut, example.digest), [])
+                rows.append((guess.token_id == model, guess.confidence))
     return found
 
 
-def test_figures_are_those_counted_by_hand(folder: Path, corpus: Path, cli: Cli) -> None:
+def test_figures_are_those_counted_by_hand(
+    folder: Path, corpus: Path, cli: Cli, by_hand: dict[tuple[int, bytes], Rows]
+) -> None:
     report = cli.json("eval", "exits", folder, "--data", corpus)
     examples = read_corpus(corpus).held_out
     assert [text["examples"] for text in report["text"]] == [48, 32, 16, 16, 16]
     for made, cut in zip(report["exits"], CUTS, strict=True):
         assert made["cut"] == cut
-        hand = by_hand(folder, examples, cut)
+        hand = [by_hand[cut, example.digest] for example in examples]
         names = {"all": [True] * 48, "chat": [e.domain == "chat" for e in examples],
                  "chat, greedy": [e.greedy is True for e in examples],
                  "chat, sampled": [e.greedy is False for e in examples],
@@ -155,10 +161,11 @@ def test_figures_are_those_counted_by_hand(folder: Path, corpus: Path, cli: Cli)
     assert 0.3 < made["domains"][0]["agreement"] < 0.95  # or the test would say little
 
 
-def test_drafts_are_counted_on_greedy_text_only(folder: Path, corpus: Path, cli: Cli) -> None:
+def test_drafts_are_counted_on_greedy_text_only(
+    folder: Path, corpus: Path, cli: Cli, by_hand: dict[tuple[int, bytes], Rows]
+) -> None:
     report = cli.json("eval", "exits", folder, "--data", corpus, "--exits", "2")
-    greedy = [e for e in read_corpus(corpus).held_out if e.greedy]
-    hand = by_hand(folder, greedy, 2)
+    hand = [by_hand[2, e.digest] for e in read_corpus(corpus).held_out if e.greedy]
     (made,) = report["exits"]
     for setting in made["drafting"]:
         assert setting["tokens"] == sum(map(len, hand))
@@ -254,7 +261,11 @@ def test_plots_without_matplotlib_name_the_extra(
 
 @pytest.mark.parametrize("together", [False, True])
 def test_thresholds_keep_the_bound_and_are_written(
-    folder: Path, corpus: Path, cli: Cli, together: bool
+    folder: Path,
+    corpus: Path,
+    cli: Cli,
+    by_hand: dict[tuple[int, bytes], Rows],
+    together: bool,
 ) -> None:
     options = ["--together"] if together else []
     made = cli.json("calibrate", folder, "--data", corpus, "--agreement", "0.8", *options)
@@ -270,7 +281,7 @@ def test_thresholds_keep_the_bound_and_are_written(
         assert record["together"] == (2 if together else 1)
         n = found["calibrated"]["examples"]
         assert n == len(used) and n + found["checked"]["examples"] == len(examples)
-        hand = by_hand(folder, used, found["cut"])
+        hand = [by_hand[found["cut"], example.digest] for example in used]
         threshold = 9 if found["threshold"] is None else found["threshold"]
         losses = [np.mean([said >= threshold and not ok for ok, said in rows]) for rows in hand]
         assert found["calibrated"]["agreement"] == pytest.approx(1 - np.mean(losses))

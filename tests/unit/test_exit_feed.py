@@ -22,7 +22,14 @@ from collm.model.manifest import Manifest
 from collm.runtime.stage import Stage, StageSession
 
 LAYERS, CUTS, CUT = 4, (1, 2, 3), 3
+WEIGHTS = ["fp32", "fp32-packed", "int4", "int4-packed"]
 FEEDS = [(0,), (2,), (0, 1, 2)]
+PAIRS = [
+    pytest.param(weights, kind, FEEDS[(i + j) % 3], id=f"{weights}-{kind}-{FEEDS[(i + j) % 3]}")
+    for i, weights in enumerate(WEIGHTS)
+    for j, kind in enumerate(["linear", "mlp", "layer"])
+]
+"""Every two of weights, kind and feed together."""
 KINDS: list[dict[str, Any]] = [
     {"kind": "linear"},
     {"kind": "mlp", "shortlist": 50},
@@ -31,10 +38,12 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def states_at(artifact: Artifact, ids: list[int], cut: int) -> F32:
+def states_at(artifact: Artifact, ids: list[int], *cuts: int) -> F32:
+    """The model's states at each of the cuts, side by side."""
     session = Stage(artifact, range(LAYERS)).open()
     session.append_ids(ids)
-    return session.hidden_at(cut, 0)
+    found = {cut: session.hidden_at(cut, 0) for cut in sorted(cuts)}
+    return np.concatenate([found[cut] for cut in cuts], axis=1)
 
 
 def fed_stage(folder: Path, feed: tuple[int, ...], *, weights: str = "fp32", **kind: Any) -> Stage:
@@ -55,18 +64,16 @@ def matrix_of(tensors: Tensors) -> F32:
 # -------------------------------------------------------------------------- computation
 
 
-@pytest.mark.parametrize("feed", FEEDS, ids=str)
-@pytest.mark.parametrize("kind", ["linear", "mlp", "layer"])
-@pytest.mark.parametrize("weights", ["fp32", "fp32-packed", "int4", "int4-packed"])
+@pytest.mark.parametrize(("weights", "kind", "feed"), PAIRS)
 def test_a_fed_exit_is_its_map_and_then_the_adapter(
     weights: str, kind: str, feed: tuple[int, ...], tmp_path: Path
 ) -> None:
     """The same exit without a map or a feed says the same of states mapped by NumPy."""
     weights, _, packed = weights.partition("-")
-    artifact, ids = random_artifact(tmp_path / "a", weights=weights, cuts=CUTS), token_ids(1, 150)
+    artifact, ids = random_artifact(tmp_path / "a", weights=weights, cuts=CUTS), token_ids(1, 140)
     tensors = exit_tensors(artifact.architecture, kind, feed=feed, packed=bool(packed))
-    own, *fed = [states_at(artifact, ids, cut) for cut in (CUT, *feed)]
-    mapped = np.concatenate([own, *fed], axis=1) @ matrix_of(tensors).T
+    rows = states_at(artifact, ids, CUT, *feed)
+    own, mapped = rows[:, : artifact.architecture.hidden_size], rows @ matrix_of(tensors).T
 
     def row_logits(states: F32 | None, tensors: Tensors, **about: Any) -> F32:
         save_file(tensors, tmp_path / "x", metadata(CUT, **about))
@@ -115,7 +122,7 @@ def test_an_exit_computes_what_the_tuner_trained(weights: str, kind: str, tmp_pa
     session = Stage(Artifact(artifact.folder), range(CUT), exits=(CUT,)).open()
     session.append_ids(ids)
     made = session.exit_row_logits(CUT, 0)
-    rows = np.concatenate([states_at(artifact, ids, cut) for cut in (CUT, *feed)], axis=1)
+    rows = states_at(artifact, ids, CUT, *feed)
     with torch.no_grad():
         normed = head(torch.tensor(rows)[None], backbone.ropes(60), torch.ones(1, 60).bool())
         expected = (normed @ backbone.unembedding_VD.T).numpy()
@@ -123,14 +130,17 @@ def test_an_exit_computes_what_the_tuner_trained(weights: str, kind: str, tmp_pa
     assert np.abs(made - expected).max() < largest
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("weights", ["fp32", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "kind"),
+    [*(("fp32", kind) for kind in KINDS), *(("int4", kind) for kind in (KINDS[1], KINDS[3]))],
+    ids=str,
+)
 def test_all_rows_at_once_are_the_rows_one_by_one(
     weights: str, kind: dict[str, Any], tmp_path: Path
 ) -> None:
     stage, ids = (
         fed_stage(tmp_path, (0, 2), weights=weights, packed=True, **kind),
-        token_ids(5, 300),
+        token_ids(5, 150),  # more than are computed at once
     )
     one, whole, tail = stage.open(), stage.open(), stage.open()
     results = []
@@ -147,9 +157,9 @@ def test_all_rows_at_once_are_the_rows_one_by_one(
     else:  # a lone row takes other kernels
         assert same.mean() > 0.95 and np.median(apart) < 0.02
     tail.append_ids(ids)
-    assert (tail.exit_rows(CUT, 170).token_ids == rows.token_ids[170:]).all()
+    assert (tail.exit_rows(CUT, 15).token_ids == rows.token_ids[15:]).all()
     with pytest.raises(IndexError):
-        whole.exit_rows(CUT, 300)
+        whole.exit_rows(CUT, 150)
 
 
 # --------------------------------------------------------------------- sessions and crops
@@ -166,22 +176,22 @@ def two_exits(folder: Path) -> Stage:
 
 def check_exits(session: StageSession, ids: list[int], cuts: tuple[int, ...]) -> None:
     """Each says what it says in a session that has seen nothing but this text."""
+    fresh = session.stage.open()
+    fresh.append_ids(ids)
     for cut in cuts:
-        fresh = session.stage.open()
-        fresh.append_ids(ids)
         expected = fresh.exit_logits(cut)
         logits, result = session.exit_logits(cut), session.exit_at(cut)
         assert np.abs(logits - expected).max() < 5e-4
         assert result.token_id == logits.argmax()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_drafts_come_and_go_as_a_verified_answer_has_them(seed: int, tmp_path: Path) -> None:
     """Draft at some of the exits, upload, have some rejected, go on with the cloud's token."""
     stage, random = two_exits(tmp_path), np.random.default_rng(seed)
     session, ids, sent = stage.open(), token_ids(seed, 20), 0
     session.append_ids(ids)
-    for _ in range(25):
+    for _ in range(20):
         known, drafts = len(ids), int(random.integers(0, 7))
         for _ in range(drafts):
             asked = ((1,), (2,), (1, 2), (1, 2, 3))[random.integers(4)]
@@ -242,7 +252,7 @@ def test_an_exit_catches_up_after_silence(kind: dict[str, Any], tmp_path: Path) 
 
 
 def test_rows_that_an_exit_has_read_are_dropped(tmp_path: Path) -> None:
-    stage, ids = two_exits(tmp_path), token_ids(8, 200)
+    stage, ids = two_exits(tmp_path), token_ids(8, 140)
     session = stage.open()
     for i, token in enumerate(ids):
         session.append_ids([token])

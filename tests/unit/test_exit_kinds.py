@@ -78,8 +78,7 @@ def mlp_reference(artifact: Artifact, tensors: Tensors, x: F32) -> F32:
     return rms_norm(x, w["norm.weight"]) @ head.floats(np.arange(300)).T
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(("mapped", "packed"), [(False, False), (True, True)])
 @pytest.mark.parametrize("model", ["llama-fp32", "llama-int4", "gemma3_text-fp32"])
 def test_an_mlp_exit_is_its_formula(model: str, mapped: bool, packed: bool, tmp_path: Path) -> None:
     model_type, weights = model.split("-")
@@ -117,15 +116,18 @@ def test_a_map_comes_before_the_layers(weights: str, packed: bool, tmp_path: Pat
 # -------------------------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("weights", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("weights", "kind"),
+    [*(("fp32", kind) for kind in KINDS), *(("int8", kind) for kind in (KINDS[0], KINDS[4]))],
+    ids=str,
+)
 def test_all_rows_at_once_are_the_rows_one_by_one(
     weights: str, kind: dict[str, Any], tmp_path: Path
 ) -> None:
     artifact = random_artifact(tmp_path / "a", weights=weights)
     add_exit(artifact.folder, exit_file(tmp_path / "x", artifact.architecture, CUT, **kind))
     stage = Stage(Artifact(artifact.folder), range(CUT), exits=(CUT,))
-    ids = token_ids(5, 300)
+    ids = token_ids(5, 150)  # more than are computed at once
     one, whole, tail = stage.open(), stage.open(), stage.open()
     results = []
     for token in ids:
@@ -134,7 +136,7 @@ def test_all_rows_at_once_are_the_rows_one_by_one(
     whole.append_ids(ids)
     rows = whole.exit_rows(CUT, 0)
     assert rows.token_ids.dtype == np.int32 and rows.confidences.dtype == np.float32
-    assert rows.token_ids.shape == rows.confidences.shape == (300,)
+    assert rows.token_ids.shape == rows.confidences.shape == (150,)
     same = rows.token_ids == [r.token_id for r in results]
     apart = np.abs(rows.confidences - [r.confidence for r in results])
     if weights == "fp32":
@@ -142,9 +144,9 @@ def test_all_rows_at_once_are_the_rows_one_by_one(
     else:  # a lone row takes other kernels
         assert same.mean() > 0.95 and np.median(apart) < 0.02
     tail.append_ids(ids)
-    part = tail.exit_rows(CUT, 170)
-    assert (part.token_ids == rows.token_ids[170:]).all()
-    assert np.abs(part.confidences - rows.confidences[170:]).max() < 1e-5
+    part = tail.exit_rows(CUT, 15)
+    assert (part.token_ids == rows.token_ids[15:]).all()
+    assert np.abs(part.confidences - rows.confidences[15:]).max() < 1e-5
     # Then on, token by token.
     whole.append_ids(ids[:1])
     one.append_ids(ids[:1])

@@ -110,8 +110,15 @@ def dense(matrix: Matrix) -> F32:
     return matrix.floats() if isinstance(matrix, Quantised) else matrix
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "weights"),
+    [
+        pytest.param(case, weights, id=f"{case.name}-{weights}")
+        for case in CASES
+        for weights in WEIGHTS
+        if weights == "fp32" or case.name in ("qwen2", "qwen3", "gemma3")
+    ],
+)
 def test_what_is_read_back_is_what_was_packed(case: Case, weights: str, tmp_path: Path) -> None:
     artifact = built(case, tmp_path / "a", weights)
     arch, stored = artifact.architecture, StoredWeights(artifact)
@@ -216,15 +223,15 @@ def test_padding_on_the_right_changes_nothing(tmp_path: Path) -> None:
 
 def test_decoding_step_by_step_is_the_whole_text(model: tuple[Artifact, Backbone]) -> None:
     _, backbone = model
-    ids = torch.tensor([token_ids(seed, 40) for seed in range(6)])
+    ids = torch.tensor([token_ids(seed, 30) for seed in range(6)])
     expected = backbone.logits(backbone.states(ids, ())[-1])
-    decoder = Decoder(backbone, slots=6, length=40)
+    decoder = Decoder(backbone, slots=6, length=30)
     kept = torch.arange(6)
-    for t in range(40):
+    for t in range(30):
         assert decoder.position == t
         logits = decoder.step(ids[kept, t])
         assert torch.allclose(logits, expected[kept, t], rtol=0, atol=1e-4)
-        for at, index in ((10, [1, 2, 4, 5]), (20, [3, 0, 2]), (30, [False, True, True])):
+        for at, index in ((8, [1, 2, 4, 5]), (16, [3, 0, 2]), (24, [False, True, True])):
             if t == at:
                 decoder.keep(torch.tensor(index))
                 kept = kept[torch.tensor(index)]

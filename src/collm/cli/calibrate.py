@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.eval import ExitsOption, score_file
-from collm.cli.options import JsonOption, ThreadsOption
+from collm.cli.options import JsonOption, ThreadsOption, tune_folder
 from collm.cli.show import plain_table
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
@@ -31,7 +31,9 @@ def calibrate_command(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="A corpus made by collm synthesize; its held-out part is used."),
+        typer.Option(
+            help="A corpus made by collm synthesize, its held-out part; default: collm tune's own."
+        ),
     ] = None,
     exits: ExitsOption = None,
     together: Annotated[
@@ -51,9 +53,10 @@ def calibrate_command(
         raise UsageError(
             f"--agreement {agreement:g}: expected a share above 0.5 and below 1, such as 0.98"
         )
-    if data is None:
+    data = data or tune_folder(artifact) / "corpus.jsonl"
+    if not data.exists():
         raise UsageError(
-            f"--data is missing: name a corpus, or make one with: collm synthesize {artifact} "
+            f"{data}: no corpus there; name one with --data, made by: collm synthesize {artifact} "
             "--tokens 200000 --out corpus.jsonl"
         )
     opened = Artifact(artifact)

@@ -18,6 +18,11 @@ ThreadsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
 
+def tune_folder(artifact: Path) -> Path:
+    """Where `collm tune` keeps a run, and its corpus, unless told otherwise."""
+    return artifact.with_name(f"{artifact.resolve().name}-tune")
+
+
 def needs_torch(verb: str) -> None:
     """Refuse a verb that PyTorch is missing for; edge devices do without it."""
     if find_spec("torch") is None:

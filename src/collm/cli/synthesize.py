@@ -46,6 +46,9 @@ def synthesize_command(
     slots: Annotated[int, typer.Option(min=1, max=65536, help="Chats written at once.")] = 128,
     max_length: Annotated[int, typer.Option(min=8, help="Longest chat, in tokens.")] = 288,
     max_user: Annotated[int, typer.Option(min=1, help="Longest user turn, in tokens.")] = 64,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share kept from training, to measure on.")
+    ] = 0.06,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same corpus.")] = 0,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
@@ -75,6 +78,7 @@ def synthesize_command(
         slots=slots,
         max_length=max_length,
         max_user=max_user,
+        held_out=held_out,
         seed=seed,
     )
     with progress_bar() as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +18,14 @@ from collm.cli.options import (
     needs_torch,
     numbers,
     thread_count,
+    tune_folder,
 )
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
 
 if TYPE_CHECKING:
+    from collm.tune.adapt_export import ExportedAdaptation
+    from collm.tune.adapt_measure import Look
     from collm.tune.export import ExportedExit
     from collm.tune.tuning import TuneConfig
 
@@ -48,6 +52,14 @@ def tune_command(
     ] = 200_000,
     adapt: Annotated[
         str | None, typer.Option(help="lora: also move the model's decision to earlier layers.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the update that --adapt trains.")] = 16,
+    layer_dropout: Annotated[
+        float, typer.Option(help="Share of steps that --adapt leaves out the last layer.")
+    ] = 0.02,
+    looks: Annotated[int, typer.Option(min=1, help="Points of --adapt's curve.")] = 6,
+    start: Annotated[
+        Path | None, typer.Option(help="A folder with exits of the same make to start from.")
     ] = None,
     work: Annotated[
         Path | None,
@@ -78,13 +90,14 @@ def tune_command(
     opened = Artifact(artifact)
     set_threads(thread_count(threads))
     config = TuneConfig(
-        work=work or artifact.with_name(f"{artifact.resolve().name}-tune"),
+        work=work or tune_folder(artifact),
         cuts=None if exits is None else tuple(numbers("--exits", exits)),
         kind=kind,
         layers=layers,
         window=window,
         feed=feed,
         data=data,
+        start=start,
         device=pick_device(device),
         training=DistillConfig(
             tokens=tokens,
@@ -98,10 +111,22 @@ def tune_command(
     if dry_run:
         _predict(opened, config, as_json)
         return
-    said = Console(stderr=True, highlight=False)
-    exported = tune(
-        opened, config, install=install, said=lambda line: said.print(line, soft_wrap=True)
-    )
+    console = Console(stderr=True, highlight=False)
+
+    def said(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    if adapt:
+        from collm.tune.adapt_run import AdaptConfig
+        from collm.tune.adapting import tune_adapted
+
+        low_rank = AdaptConfig(
+            **asdict(config.training), rank=rank, layer_dropout=layer_dropout, looks=looks
+        )
+        adaptation, curve = tune_adapted(opened, config, low_rank, said=said)
+        _report_adapted(adaptation, curve, as_json)
+        return
+    exported = tune(opened, config, install=install, said=said)
     if as_json:
         typer.echo(json.dumps([_record(made) for made in exported]))
         return
@@ -150,6 +175,30 @@ def _table(exported: list[ExportedExit]) -> Table:
             f"{made.path.stat().st_size / 1e6:.1f}",
         )
     return table
+
+
+def _report_adapted(made: ExportedAdaptation, curve: list[Look], as_json: bool) -> None:
+    """The curve; the last row is the result as stored."""
+    cuts = [one.cut for one in made.exits]
+    if as_json:
+        record = {"delta": str(made.delta), "exits": [_record(one) for one in made.exits]}
+        typer.echo(json.dumps(record | {"curve": [asdict(look) for look in curve]}))
+        return
+    table = Table(title="agreement with the original model on held-out text")
+    table.add_column("tokens", justify="right")
+    for cut in cuts:
+        table.add_column(f"exit {cut}", justify="right")
+    for heading in ("full depth", "perplexity"):
+        table.add_column(heading, justify="right")
+    for look in curve:
+        exits = [f"{share:.1%}" for share in look.agreement]
+        full = (f"{look.full_agreement:.1%}", f"{look.perplexity_ratio - 1:+.2%}")
+        table.add_row(f"{look.tokens:,}", *exits, *full)
+    Console().print(table)
+    typer.echo(
+        f"{made.delta}: {made.delta.stat().st_size / 1e6:.1f} MB; build the adapted model with: "
+        f"collm build SOURCE OUT --adapt {made.delta.parent}"
+    )
 
 
 def _record(made: ExportedExit) -> dict[str, Any]:

@@ -43,13 +43,16 @@ class AdaptConfig(DistillConfig):
     low_rank_learning_rate: float = 5e-4
     full_weight: float = 4.0
     """Weight of the loss at full depth; every exit's is 1."""
-    layer_dropout: float = 0.1
-    """Share of the steps that leave out the last layer; see `dropout_of`."""
+    layer_dropout: float = 0.02
+    """Share of the steps that leave out the last layer; see `dropout_of`. Of SmolLM2-135M's 30
+    layers 0.1 leaves out 1.3 a step; without one of layers 12 to 25 the full depth is 0.15 to 0.24
+    nats from the original, without the last 1.8."""
     looks: int = 6
     """Points of the curve."""
 
     def check(self) -> None:
         """Raise UsageError for what cannot be trained."""
+        super().check()
         if not 1 <= self.rank <= MAX_RANK:
             raise UsageError(f"rank {self.rank}: expected 1 to {MAX_RANK}")
         if not (self.alpha > 0 and self.full_weight > 0 and 0 <= self.layer_dropout < 1):

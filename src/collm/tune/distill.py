@@ -57,6 +57,13 @@ class DistillConfig:
     negatives: int = 2048
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise UsageError for what cannot be trained with any model."""
+        if self.shortlist % SHORTLIST_MULTIPLE or self.shortlist < SHORTLIST_MULTIPLE:
+            raise UsageError(
+                f"shortlist of {self.shortlist}: expected a multiple of {SHORTLIST_MULTIPLE}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -85,13 +92,12 @@ def choose_shortlist(
 ) -> Tensor:
     """The `size` tokens with the most probability in the lessons, special ones included; int64.
 
-    Raises UsageError unless `size` is a multiple of 32 that holds the special tokens.
+    Raises UsageError where it cannot hold the special tokens.
     """
     size = min(size, vocabulary - vocabulary % SHORTLIST_MULTIPLE)
-    if size % SHORTLIST_MULTIPLE or size < max(len(special_ids), SHORTLIST_MULTIPLE):
+    if size < len(special_ids):
         raise UsageError(
-            f"shortlist of {size}: expected a multiple of {SHORTLIST_MULTIPLE} from "
-            f"{len(special_ids)} to {vocabulary}"
+            f"shortlist of {size}: the model has {len(special_ids)} special tokens to hold"
         )
     mass_V = torch.zeros(vocabulary, dtype=torch.float64)
     for lesson in lessons:
@@ -132,11 +138,14 @@ class Distiller:
         cuts: tuple[int, ...],
         config: DistillConfig,
         pool: ThreadPoolExecutor,
+        begin: Trained | None = None,
     ) -> None:
         self.backbone, self.training, self.held_out = backbone, training, held_out
         self.cuts, self.config, self.pool = cuts, config, pool
         self.step_number = 0
         self.tokens = 0
+        self.settled = True
+        """Whether weights, averages and counts belong to one and the same step."""
         self.history: list[tuple[int, list[float]]] = []
         self.heads = [ExitHead(backbone, spec) for spec in specs]
         self.trained = {
@@ -152,9 +161,14 @@ class Distiller:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.shortlist_S = choose_shortlist(
-            training, config.shortlist, backbone.special_ids, len(backbone.unembedding_VD)
-        ).to(backbone.device)
+        self.begin = begin
+        self.shortlist_S = (
+            begin.shortlist_S
+            if begin
+            else choose_shortlist(
+                training, config.shortlist, backbone.special_ids, len(backbone.unembedding_VD)
+            ).to(backbone.device)
+        )
         self.position_V = positions_in(self.shortlist_S, len(backbone.unembedding_VD))
         self.unembedding_SD = backbone.unembedding_VD[self.shortlist_S].contiguous()
         self.plan = plan(
@@ -177,7 +191,16 @@ class Distiller:
         return collate(self.backbone, lessons, self.cuts, answers_only=False)
 
     def start(self) -> None:
-        """Fit the maps by regression: where every exit begins."""
+        """Where every exit begins: those given, or maps fitted by regression."""
+        if self.begin:
+            for head, given in zip(self.heads, self.begin.heads, strict=True):
+                head.load_state_dict(given.state_dict())
+        else:
+            self._fit_maps()
+        for name, parameter in self.trained.items():
+            self.averaged[name].copy_(parameter.detach())
+
+    def _fit_maps(self) -> None:
         d = self.backbone.architecture.hidden_size
         sums = [RidgeSums(head.linear.in_features, d) for head in self.heads]
         tokens = 0
@@ -190,8 +213,6 @@ class Distiller:
                 break
         for head, s in zip(self.heads, sums, strict=True):
             head.start_from(s.solve())
-        for name, parameter in self.trained.items():
-            self.averaged[name].copy_(parameter.detach())
 
     def step(self) -> list[float]:
         """One update of every exit; returns their losses, KL in nats."""
@@ -217,6 +238,7 @@ class Distiller:
                 f"the loss is no longer a number at step {step} (learning rate "
                 f"{config.learning_rate:g}); no exit was written; lower --learning-rate"
             )
+        self.settled = False
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
@@ -227,6 +249,7 @@ class Distiller:
             )
         self.step_number += 1
         self.tokens += len(batch.final_ND)
+        self.settled = True
         return losses
 
     def _update(self, head: ExitHead, batch: Batch, target: Target, ropes: Ropes) -> float:
@@ -302,12 +325,14 @@ def distill(
     checkpoint: Path,
     config: DistillConfig,
     *,
+    begin: Trained | None = None,
     said: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Train the exits of `specs`, or go on from the checkpoint.
 
-    cuts: those of the lessons' states. Raises UsageError when there is nothing to train or to
-    measure on, when the loss becomes NaN or the disk is full; the last checkpoint then stays.
+    cuts: those of the lessons' states. begin: exits to start from. Raises UsageError when there
+    is nothing to train or to measure on, when the loss becomes NaN or the disk is full; the last
+    checkpoint then stays.
     """
     training = [lesson for lesson in lessons if not lesson.example.held_out]
     held_out = [lesson for lesson in lessons if lesson.example.held_out]
@@ -317,7 +342,7 @@ def distill(
             "some of both; make a larger corpus with collm synthesize --tokens"
         )
     with cores_for(len(specs)) as pool, progress_bar() as progress:
-        run = Distiller(backbone, specs, training, held_out, cuts, config, pool)
+        run = Distiller(backbone, specs, training, held_out, cuts, config, pool, begin)
         if checkpoint.is_file():
             before = run.resume(checkpoint)
         else:
@@ -349,7 +374,8 @@ def distill(
                     run.save(checkpoint, before)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            run.save(checkpoint, before)
+            if run.settled:  # else an update is half done: the checkpoint before it stays
+                run.save(checkpoint, before)
             said(f"stopped at step {run.step_number} of {steps}; the same command goes on")
             raise
         run.save(checkpoint, before)

@@ -1,4 +1,4 @@
-"""Write trained exits as `exit-<cut>.safetensors`: int8 adapter, f32 norms, shortlist.
+"""Exit files, written and read back: int8 adapter, f32 norms, shortlist.
 
 What is measured and calibrated is the exit as stored, after quantisation. The format is
 described in `collm.model.exit_file`.
@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from collm.errors import UsageError
+from collm.model.exit_file import ExitFile
 from collm.tune.backbone import Backbone
 from collm.tune.distill import Trained
-from collm.tune.heads import ExitHead
+from collm.tune.heads import ExitHead, ExitSpec
 from collm.tune.measure import Measured, fit_temperature, measure
 from collm.tune.quantize import BLOCK, dequantize, quantize
 from collm.tune.teacher import Lesson
@@ -87,7 +88,7 @@ def export(
             "layers": str(spec.layers if spec.kind == "layer" else 0),
             "window": str(spec.window),
             "feed": json.dumps(spec.feed),
-            "temperature": f"{temperature:.2f}",
+            "temperature": f"{temperature:.3f}",
             "base": base,
             "source_sha256": backbone.source_sha256,
             "adaptation": adaptation,
@@ -102,6 +103,53 @@ def export(
             )
         )
     return exported
+
+
+def load_exits(backbone: Backbone, paths: list[Path], specs: list[ExitSpec]) -> Trained:
+    """Exits from their files, to train on from. `paths` in any order, one for every spec.
+
+    Raises UsageError where one is missing or of another make, ArtifactError for damaged files.
+    """
+    heads, shortlist_S = [], None
+    files = {file.cut: file for file in map(ExitFile, paths)}
+    for spec in specs:
+        file = files.get(spec.cut)
+        if file is None:
+            raise UsageError(f"no exit file for cut {spec.cut} to start from")
+        made = ExitSpec(
+            cut=file.cut,
+            kind=file.kind,
+            layers=file.layers or 1,
+            window=file.window,
+            feed=file.feed,
+        )
+        if made != spec:
+            raise UsageError(f"{file.path}: made as {made}, wanted is {spec}")
+        head = ExitHead(backbone, spec)
+        for name, parameter in head.named_parameters():
+            shape = tuple(parameter.shape)
+            stored = torch.from_numpy(file.tensor(name, shape))
+            if file.has(f"{name}.scale"):
+                scale = file.tensor(f"{name}.scale", (shape[0], shape[1] // BLOCK))
+                stored = dequantize(stored, torch.from_numpy(scale))
+            parameter.data.copy_(stored)
+        ids = file.shortlist(backbone.architecture.vocab_size)
+        known = (
+            torch.arange(backbone.architecture.vocab_size) if ids is None else torch.from_numpy(ids)
+        )
+        if shortlist_S is not None and not torch.equal(known, shortlist_S):
+            raise UsageError(f"{file.path}: another shortlist than the other exits'")
+        shortlist_S = known
+        heads.append(head)
+    assert shortlist_S is not None, "at least one spec"
+    return Trained(
+        heads=heads,
+        shortlist_S=shortlist_S.to(backbone.device),
+        before=[],
+        history=[],
+        steps=0,
+        tokens=0,
+    )
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -6,7 +6,6 @@ Counted at the rows that evaluation counts, against the full model over its full
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,8 @@ from collm.tune.batches import collate, in_order
 from collm.tune.heads import ExitHead
 from collm.tune.teacher import Lesson
 
-TEMPERATURES = [round(0.4 + 0.01 * i, 2) for i in range(211)]
+COLDEST, HOTTEST = 0.4, 2.5
+"""Between these a temperature is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +88,25 @@ def fit_temperature(
         at_N = position_V[batch.top_NK[:, 0]]
         normed.append(head(batch.inputs(head.spec), ropes, batch.rows_BT)[at_N >= 0])
         chosen.append(at_N[at_N >= 0])
-    # Every temperature at once while a chunk's logits are there: they are too many to keep.
-    scales_R = [1 / temperature for temperature in TEMPERATURES[::5]]
-    losses = dict.fromkeys(scales_R, 0.0)
-    for normed_ND, chosen_N in zip(
-        torch.cat(normed).split(256), torch.cat(chosen).split(256), strict=True
-    ):
-        logits_NS = normed_ND @ unembedding_SD.T
-        right_N1 = logits_NS.gather(1, chosen_N.unsqueeze(1))
-        for scale in scales_R:
-            losses[scale] += float(
-                ((logits_NS * scale).logsumexp(-1, keepdim=True) - right_N1 * scale).sum()
-            )
-    best = min(losses, key=lambda scale: losses[scale])
-    return round(1 / best, 2) if math.isfinite(losses[best]) else 1.0
+    parts = list(zip(torch.cat(normed).split(256), torch.cat(chosen).split(256), strict=True))
+
+    def losses(scales: Tensor) -> Tensor:
+        """Of every inverse temperature at once, while a chunk's logits are there."""
+        total = torch.zeros_like(scales)
+        for normed_ND, chosen_N in parts:
+            logits_NS = normed_ND @ unembedding_SD.T
+            right_N1 = logits_NS.gather(1, chosen_N.unsqueeze(1))
+            for place, scale in enumerate(scales):
+                total[place] += ((logits_NS - right_N1) * scale).logsumexp(-1).sum()
+        return total
+
+    # The loss is convex in 1 / temperature: narrow the bracket around the least of five.
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    while high / low > 1.01:
+        scales = torch.linspace(low, high, 5, device=unembedding_SD.device)
+        best = int(losses(scales).argmin())
+        low, high = float(scales[max(0, best - 1)]), float(scales[min(4, best + 1)])
+    return round(2 / (low + high), 3)
 
 
 def positions_in(shortlist_S: Tensor, vocabulary: int) -> Tensor:

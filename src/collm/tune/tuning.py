@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from collm.errors import PlacementError
+from collm.errors import PlacementError, UsageError
 from collm.model.artifact import Artifact
+from collm.model.delta import adaptation_of
 from collm.model.exits import add_exit
 from collm.model.files import sha256_of
 from collm.tune.backbone import Backbone, load_backbone
 from collm.tune.corpus import Corpus, Example, check_tokenizer, read_corpus
 from collm.tune.distill import DistillConfig, Trained, distill
-from collm.tune.export import ExportedExit, export
+from collm.tune.export import ExportedExit, export, load_exits
 from collm.tune.heads import ExitSpec, needed_cuts
 from collm.tune.progress import progress_bar
 from collm.tune.synthesize import SynthesisConfig, Synthesizer
@@ -47,6 +48,8 @@ class TuneConfig:
     """Exits also read the states at earlier cuts and the embedding."""
     data: Path | None = None
     """A corpus of `collm synthesize`; None: the model writes one."""
+    start: Path | None = None
+    """A folder with exit files of the same make to start from."""
     device: str = "cpu"
     training: DistillConfig
 
@@ -72,6 +75,7 @@ def exit_specs(artifact: Artifact, config: TuneConfig) -> list[ExitSpec]:
     ]
     for spec in specs:
         spec.check()
+    config.training.check()
     return specs
 
 
@@ -97,10 +101,12 @@ def corpus_for(artifact: Artifact, config: TuneConfig, said: Callable[[str], Non
     return corpus
 
 
-def chosen_examples(corpus: Corpus, tokens: int, seed: int) -> list[Example]:
+def chosen_examples(
+    corpus: Corpus, tokens: int, seed: int, held_out: int = HELD_OUT_TOKENS
+) -> list[Example]:
     """As much of the corpus as a run of so many tokens sees, in the corpus's order.
 
-    Random examples where that is not all of them; of the held-out ones, `HELD_OUT_TOKENS`.
+    Random examples where that is not all of them; of the held-out ones, `held_out` tokens.
     """
 
     def part(examples: list[Example], most: int) -> list[Example]:
@@ -109,7 +115,7 @@ def chosen_examples(corpus: Corpus, tokens: int, seed: int) -> list[Example]:
         count = int(np.searchsorted(total, most)) + 1
         return [examples[i] for i in sorted(order[:count].tolist())]
 
-    return part(corpus.training, tokens) + part(corpus.held_out, HELD_OUT_TOKENS)
+    return part(corpus.training, tokens) + part(corpus.held_out, held_out)
 
 
 def tune(
@@ -126,15 +132,53 @@ def tune(
     specs = exit_specs(artifact, config)
     corpus = corpus_for(artifact, config, said)
     backbone = load_backbone(artifact, device=config.device)
+    begin = exits_to_start_from(backbone, specs, config)
     lessons, cuts = lessons_for(backbone, corpus, specs, config)
     trained = distill(
-        backbone, specs, lessons, cuts, config.work / "checkpoint", config.training, said=said
+        backbone,
+        specs,
+        lessons,
+        cuts,
+        config.work / "checkpoint",
+        config.training,
+        begin=begin,
+        said=said,
     )
-    exported = _export(artifact, backbone, trained, lessons, cuts, corpus, config)
+    exported = export(
+        backbone,
+        trained,
+        [lesson for lesson in lessons if lesson.example.held_out],
+        cuts,
+        config.work / "exits",
+        base=artifact.manifest.name,
+        about=about_training(corpus, lessons),
+        adaptation=adaptation_of(artifact.manifest),
+    )
     if install:
         for made in exported:
             add_exit(artifact.folder, made.path)
     return exported
+
+
+def exits_to_start_from(
+    backbone: Backbone, specs: list[ExitSpec], config: TuneConfig
+) -> Trained | None:
+    """Those of `config.start`. Raises UsageError where they do not fit."""
+    if config.start is None:
+        return None
+    paths = sorted(config.start.glob("exit-*.safetensors"))
+    if not paths:
+        raise UsageError(f"{config.start}: no exit-*.safetensors there to start from")
+    return load_exits(backbone, paths, specs)
+
+
+def about_training(corpus: Corpus, lessons: list[Lesson]) -> dict[str, object]:
+    """What an exit file says of the text it was trained on."""
+    return {
+        "corpus_sha256": sha256_of(corpus.path),
+        "corpus_tokens": sum(len(lesson.example.ids) for lesson in lessons),
+        "domains": list(corpus.domains),
+    }
 
 
 def lessons_for(
@@ -145,24 +189,3 @@ def lessons_for(
     examples = chosen_examples(corpus, config.training.tokens, config.training.seed)
     teacher = Teacher(backbone=backbone, cuts=cuts)
     return cached_lessons(teacher, examples, config.work / "states"), cuts
-
-
-def _export(
-    artifact: Artifact,
-    backbone: Backbone,
-    trained: Trained,
-    lessons: list[Lesson],
-    cuts: tuple[int, ...],
-    corpus: Corpus,
-    config: TuneConfig,
-) -> list[ExportedExit]:
-    about = {
-        "corpus_sha256": sha256_of(corpus.path),
-        "corpus_tokens": sum(len(lesson.example.ids) for lesson in lessons),
-        "domains": list(corpus.domains),
-        "history": trained.history,
-    }
-    held_out = [lesson for lesson in lessons if lesson.example.held_out]
-    folder = config.work / "exits"
-    name = artifact.manifest.name
-    return export(backbone, trained, held_out, cuts, folder, base=name, about=about)
