@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from tests.corpora import random_corpus
 from tests.support import random_artifact, tree
 
@@ -23,9 +24,10 @@ from collm.model.exits import ExitFile  # noqa: E402
 from collm.runtime.stage import Stage  # noqa: E402
 from collm.tune.backbone import load_backbone  # noqa: E402
 from collm.tune.corpus import read_corpus  # noqa: E402
-from collm.tune.distill import DistillConfig, choose_shortlist, learning_rate_share  # noqa: E402
+from collm.tune.distill import DistillConfig, learning_rate_share  # noqa: E402
 from collm.tune.objective import divergence, make_target  # noqa: E402
 from collm.tune.quantize import dequantize, quantize  # noqa: E402
+from collm.tune.shortlist import choose_shortlist  # noqa: E402
 from collm.tune.teacher import Teacher, cached_lessons  # noqa: E402
 from collm.tune.tuning import TuneConfig, tune  # noqa: E402
 
@@ -257,6 +259,20 @@ def test_a_checkpoint_of_other_settings_is_refused(artifact: Artifact, config: T
         tune(artifact, other)
 
 
+def test_a_checkpoint_of_other_text_is_refused(artifact: Artifact, config: TuneConfig) -> None:
+    """As many examples of the same lengths, but for one token."""
+    tune(artifact, config, install=False)
+    assert config.data is not None
+    lines = config.data.read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if '"held_out": false' in line)
+    record = json.loads(lines[place])
+    record["ids"][-1] = (record["ids"][-1] + 1) % VOCABULARY
+    lines[place] = json.dumps(record) + "\n"
+    config.data.write_text("".join(lines))
+    with pytest.raises(SourceError, match="other settings or data"):
+        tune(artifact, config, install=False)
+
+
 def test_a_loss_that_is_no_number_stops_before_anything_is_written(
     artifact: Artifact, config: TuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,10 +291,12 @@ def test_a_full_disk_leaves_nothing_half_written(
 ) -> None:
     before = tree(artifact.folder)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(tensors: dict[str, np.ndarray], path: str, *rest: object, **about: object) -> None:
+        if Path(path).name.startswith("exit-"):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, *rest, **about)
 
-    monkeypatch.setattr("collm.tune.export.save_file", full)
+    monkeypatch.setattr("collm.model.files.save_file", full)
     with pytest.raises(UsageError, match=r"exit-01.*No space left"):
         tune(artifact, config)
     assert tree(artifact.folder) == before

@@ -108,6 +108,8 @@ def tune_command(
         ),
     )
     exit_specs(opened, config)
+    if dry_run and adapt:
+        raise UsageError("--dry-run knows plain tuning only; leave out --adapt")
     if dry_run:
         _predict(opened, config, as_json)
         return

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from collm.errors import ArtifactError, UsageError
+from collm.errors import ArtifactError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
 from collm.model.exit_file import ExitFile
-from collm.model.files import sha256_of
+from collm.model.files import sha256_of, write_tensors
 from collm.model.manifest import Manifest
 
 F16 = npt.NDArray[np.float16]
@@ -196,7 +194,7 @@ def write_delta(
     """
     rank = len(next(iter(factors.values()))[0])
     tensors = {
-        f"{name}.{part}": np.ascontiguousarray(values)
+        f"{name}.{part}": values
         for name, pair in factors.items()
         for part, values in zip("AB", pair, strict=True)
     }
@@ -209,15 +207,7 @@ def write_delta(
         "scale": repr(float(scale)),
         "report": json.dumps(report),
     }
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, about)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None
+    write_tensors(path, tensors, about)
 
 
 def adaptation_of(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""Hashes and atomic folders."""
+"""Hashes, tensor files and atomic folders."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from collm.errors import UsageError
 from collm.model.manifest import FileEntry
 
 
@@ -22,6 +29,24 @@ def sha256_of(path: Path) -> str:
 def file_entry(path: Path) -> FileEntry:
     """Digest and size of a file."""
     return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]
+) -> None:
+    """Write a safetensors file with metadata `about`; it has its name only when it is whole.
+
+    Raises UsageError where the disk does not take it, and leaves nothing behind then.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, partial, dict(about))
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None
 
 
 @contextmanager

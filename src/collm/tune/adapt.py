@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from collm.errors import UsageError
 from collm.tune.adapt_layers import Factors, merged
 from collm.tune.adapt_measure import Look
 from collm.tune.adapt_run import AdaptConfig, Adapter
@@ -26,7 +25,7 @@ from collm.tune.backbone import Backbone
 from collm.tune.distill import CHECKPOINT_SECONDS, Trained, figures
 from collm.tune.heads import ExitSpec
 from collm.tune.progress import progress_bar
-from collm.tune.teacher import Lesson
+from collm.tune.teacher import Lesson, split_lessons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,7 @@ def adapt(
     the disk is full; the last checkpoint then stays.
     """
     config.check()
-    training = [lesson for lesson in lessons if not lesson.example.held_out]
-    held_out = [lesson for lesson in lessons if lesson.example.held_out]
-    if not training or not held_out:
-        raise UsageError(
-            f"{len(training)} examples to train on and {len(held_out)} to measure on: expected "
-            "some of both; make a larger corpus with collm synthesize --tokens"
-        )
+    training, held_out = split_lessons(lessons)
     run = Adapter(backbone, specs, training, held_out, cuts, config, start)
     if checkpoint.is_file():
         run.resume(checkpoint)

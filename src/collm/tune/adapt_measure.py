@@ -18,7 +18,8 @@ from collm.tune.adapt_layers import Student
 from collm.tune.backbone import Backbone
 from collm.tune.batches import Batch, collate, in_order
 from collm.tune.heads import ExitHead, ExitSpec, needed_cuts
-from collm.tune.measure import Measured, positions_in
+from collm.tune.measure import Measured
+from collm.tune.shortlist import positions_in
 from collm.tune.teacher import Lesson
 
 _ROWS = 256

@@ -24,10 +24,10 @@ from collm.tune.adapt_measure import Look, inputs, look
 from collm.tune.backbone import Backbone
 from collm.tune.batches import Batch, collate, plan
 from collm.tune.checkpoint import checkpoint_about, load_checkpoint, save_checkpoint
-from collm.tune.distill import DistillConfig, Trained, choose_shortlist, learning_rate_share
+from collm.tune.distill import DistillConfig, Trained, learning_rate_share, run_settings
 from collm.tune.heads import ExitHead, ExitSpec, RidgeSums, needed_cuts
-from collm.tune.measure import positions_in
 from collm.tune.objective import Target, divergence, make_target
+from collm.tune.shortlist import choose_shortlist, positions_in
 from collm.tune.teacher import Lesson
 
 _RIDGE_TOKENS = 30_000
@@ -112,8 +112,7 @@ class Adapter:
         self.plan = plan(examples, config.tokens, config.batch_tokens, config.seed)
         counts = [sum(len(examples[i].ids) for i in group) for group in self.plan]
         self.seen = [0, *np.cumsum(counts).tolist()]
-        said = [asdict(config), [asdict(spec) for spec in specs], backbone.fingerprint]
-        self.settings = json.dumps(["adapt", *said, self.seen[-1], start is not None])
+        self.settings = run_settings(config, specs, backbone, training, start)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from collm.errors import SourceError, UsageError
+from collm.errors import SourceError
+from collm.model.files import write_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 Parameters = Mapping[str, torch.nn.Parameter]
@@ -33,14 +32,8 @@ def save_checkpoint(
         for moment in _MOMENTS:
             if moment in optimizer.state[parameter]:
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"format": "collm-tune", **about})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None
+    arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    write_tensors(path, arrays, {"format": "collm-tune", **about})
 
 
 def checkpoint_about(path: Path) -> dict[str, str]:

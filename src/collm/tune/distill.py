@@ -11,6 +11,7 @@ Not covered: several GPUs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -30,13 +31,13 @@ from collm.tune.batches import Batch, collate, plan
 from collm.tune.checkpoint import checkpoint_about, load_checkpoint, save_checkpoint
 from collm.tune.heads import ExitHead, ExitSpec, RidgeSums
 from collm.tune.layer import Ropes
-from collm.tune.measure import Measured, measure, positions_in
+from collm.tune.measure import Measured, measure
 from collm.tune.objective import Target, divergence, make_target
 from collm.tune.progress import progress_bar
-from collm.tune.teacher import Lesson
+from collm.tune.shortlist import SHORTLIST_MULTIPLE, choose_shortlist, positions_in
+from collm.tune.teacher import Lesson, split_lessons, texts_digest
 
 CHECKPOINT_SECONDS = 120.0
-SHORTLIST_MULTIPLE = 32
 _RIDGE_TOKENS = 100_000
 _LOOKS = 4
 """Held-out agreement is shown so many times during a run."""
@@ -78,6 +79,33 @@ class Trained:
     steps: int
     tokens: int
 
+    def digest(self) -> str:
+        """sha256 of the exits' weights and shortlist."""
+        made = hashlib.sha256(self.shortlist_S.cpu().numpy().tobytes())
+        for head in self.heads:
+            for name, value in head.state_dict().items():
+                made.update(name.encode() + value.cpu().numpy().tobytes())
+        return made.hexdigest()
+
+
+def run_settings(
+    config: DistillConfig,
+    specs: list[ExitSpec],
+    backbone: Backbone,
+    training: list[Lesson],
+    begin: Trained | None,
+) -> str:
+    """All that must be the same for a checkpoint to be gone on from."""
+    said = [
+        type(config).__name__,
+        asdict(config),
+        [asdict(spec) for spec in specs],
+        backbone.fingerprint,
+        texts_digest([lesson.example for lesson in training]),
+        begin.digest() if begin else None,
+    ]
+    return json.dumps(said)
+
 
 def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up over the first `warmup` of the steps, then half a cosine down to zero."""
@@ -85,26 +113,6 @@ def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def choose_shortlist(
-    lessons: list[Lesson], size: int, special_ids: list[int], vocabulary: int
-) -> Tensor:
-    """The `size` tokens with the most probability in the lessons, special ones included; int64.
-
-    Raises UsageError where it cannot hold the special tokens.
-    """
-    size = min(size, vocabulary - vocabulary % SHORTLIST_MULTIPLE)
-    if size < len(special_ids):
-        raise UsageError(
-            f"shortlist of {size}: the model has {len(special_ids)} special tokens to hold"
-        )
-    mass_V = torch.zeros(vocabulary, dtype=torch.float64)
-    for lesson in lessons:
-        probs = lesson.log_probs_TK.double().exp().flatten().cpu()
-        mass_V.index_add_(0, lesson.top_TK.long().flatten().cpu(), probs)
-    mass_V[special_ids] = torch.inf
-    return mass_V.argsort(descending=True, stable=True)[:size].sort().values
 
 
 @contextmanager
@@ -177,13 +185,7 @@ class Distiller:
         counts = [sum(len(training[i].example.ids) for i in group) for group in self.plan]
         self.seen = [0, *np.cumsum(counts).tolist()]
         """Tokens of the batches before each step, as the budget counts them."""
-        said = [
-            asdict(config),
-            [asdict(spec) for spec in specs],
-            len(training),
-            backbone.fingerprint,
-        ]
-        self.settings = json.dumps(said)
+        self.settings = run_settings(config, specs, backbone, training, begin)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
@@ -334,13 +336,7 @@ def distill(
     is nothing to train or to measure on, when the loss becomes NaN or the disk is full; the last
     checkpoint then stays.
     """
-    training = [lesson for lesson in lessons if not lesson.example.held_out]
-    held_out = [lesson for lesson in lessons if lesson.example.held_out]
-    if not training or not held_out:
-        raise UsageError(
-            f"{len(training)} examples to train on and {len(held_out)} to measure on: expected "
-            "some of both; make a larger corpus with collm synthesize --tokens"
-        )
+    training, held_out = split_lessons(lessons)
     with cores_for(len(specs)) as pool, progress_bar() as progress:
         run = Distiller(backbone, specs, training, held_out, cuts, config, pool, begin)
         if checkpoint.is_file():

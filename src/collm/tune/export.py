@@ -7,17 +7,15 @@ described in `collm.model.exit_file`.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from collm.errors import UsageError
 from collm.model.exit_file import ExitFile
+from collm.model.files import write_tensors
 from collm.tune.backbone import Backbone
 from collm.tune.distill import Trained
 from collm.tune.heads import ExitHead, ExitSpec
@@ -95,8 +93,8 @@ def export(
             "training": json.dumps(training),
         }
         path = folder / f"exit-{spec.cut:02d}.safetensors"
-        shortlist_S = trained.shortlist_S.to(torch.int32).cpu()
-        _write(path, {**tensors, "shortlist": shortlist_S}, metadata)
+        tensors["shortlist"] = trained.shortlist_S.to(torch.int32).cpu()
+        write_tensors(path, {name: value.numpy() for name, value in tensors.items()}, metadata)
         exported.append(
             ExportedExit(
                 cut=spec.cut, path=path, before=before, measured=measured, temperature=temperature
@@ -150,15 +148,3 @@ def load_exits(backbone: Backbone, paths: list[Path], specs: list[ExitSpec]) -> 
         steps=0,
         tokens=0,
     )
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None

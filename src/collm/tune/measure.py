@@ -14,6 +14,7 @@ from torch import Tensor
 from collm.tune.backbone import Backbone
 from collm.tune.batches import collate, in_order
 from collm.tune.heads import ExitHead
+from collm.tune.shortlist import positions_in
 from collm.tune.teacher import Lesson
 
 COLDEST, HOTTEST = 0.4, 2.5
@@ -107,10 +108,3 @@ def fit_temperature(
         best = int(losses(scales).argmin())
         low, high = float(scales[max(0, best - 1)]), float(scales[min(4, best + 1)])
     return round(2 / (low + high), 3)
-
-
-def positions_in(shortlist_S: Tensor, vocabulary: int) -> Tensor:
-    """Where each token of the vocabulary is in the shortlist, −1 for nowhere: int64 `[V]`."""
-    position_V = torch.full((vocabulary,), -1, dtype=torch.long, device=shortlist_S.device)
-    position_V[shortlist_S] = torch.arange(len(shortlist_S), device=shortlist_S.device)
-    return position_V

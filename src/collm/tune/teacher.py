@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from collm.errors import UsageError
+from collm.model.files import write_tensors
 from collm.tune.backbone import Backbone
 from collm.tune.corpus import Example
 from collm.tune.progress import progress_bar
@@ -95,6 +94,18 @@ class Teacher:
         return torch.cat(ids), torch.cat(log_probs)
 
 
+def split_lessons(lessons: list[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+    """What to train on and what to measure on. Raises UsageError unless there is some of both."""
+    training = [lesson for lesson in lessons if not lesson.example.held_out]
+    held_out = [lesson for lesson in lessons if lesson.example.held_out]
+    if not training or not held_out:
+        raise UsageError(
+            f"{len(training)} examples to train on and {len(held_out)} to measure on: expected "
+            "some of both; make a larger corpus with collm synthesize --tokens"
+        )
+    return training, held_out
+
+
 def cached_lessons(teacher: Teacher, examples: list[Example], folder: Path) -> list[Lesson]:
     """The lessons of `examples`, from `folder` as far as they are there. Interrupt it at will.
 
@@ -134,10 +145,15 @@ def _batches(examples: list[Example]) -> Iterator[list[Example]]:
         yield by_length[start : start + _BATCH]
 
 
+def texts_digest(examples: list[Example]) -> str:
+    """sha256 of token sequences in their order."""
+    ids = b"".join(len(e.ids).to_bytes(4, "big") + e.ids.tobytes() for e in examples)
+    return hashlib.sha256(ids).hexdigest()
+
+
 def _identity(examples: list[Example], teacher: Teacher) -> str:
     """Digest of all that decides a shard's content."""
-    ids = hashlib.sha256(b"".join(len(e.ids).to_bytes(4) + e.ids.tobytes() for e in examples))
-    said = [ids.hexdigest(), teacher.backbone.fingerprint, teacher.cuts, KEPT]
+    said = [texts_digest(examples), teacher.backbone.fingerprint, teacher.cuts, KEPT]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -148,14 +164,9 @@ def _write(path: Path, lessons: list[Lesson], teacher: Teacher) -> list[Lesson]:
         "top": torch.cat([lesson.top_TK for lesson in lessons]).cpu(),
         "log_probs": torch.cat([lesson.log_probs_TK for lesson in lessons]).cpu(),
     }
-    partial = path.with_suffix(".partial")
     identity = _identity([lesson.example for lesson in lessons], teacher)
-    try:
-        save_file(tensors, partial, {"format": "collm-states", "identity": identity})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path}: cannot be written ({error}); make room, then go on") from None
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    write_tensors(path, arrays, {"format": "collm-states", "identity": identity})
     return lessons
 
 
