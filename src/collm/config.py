@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from collm.errors import PromptError
 
-MODES = ("verified", "cloud", "standalone")
+MODES = ("verified", "threshold", "refine", "standalone", "cloud")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,29 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """What `refine` mode lets stand. Raises PromptError for values out of range."""
+
+    segment: int = 6
+    """Tokens that the edge writes before the full model scores them."""
+    passes: int = 6
+    """Most corrections of one segment."""
+    rank: int = 3
+    """A token stands only if it is among the full model's so many likeliest."""
+    gap: float = 1.5
+    """… and its log-probability is at most so many nats below the likeliest token's."""
+    repetition: float = 0.5
+    """… and at most this share of the last tokens goes on with n-grams that were there before."""
+
+    def __post_init__(self) -> None:
+        _require("refine segment", self.segment, 1, 255)
+        _require("refine passes", self.passes, 0, 1000)
+        _require("refine rank", self.rank, 1, 2**24)
+        _require("refine gap", self.gap, 0.0, 100.0)
+        _require("refine repetition", self.repetition, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One answer: which mode, how long, how bold the drafts."""
 
@@ -44,6 +67,13 @@ class Generation:
     max_tokens: int = 128
     threshold: float = 0.6
     """An exit's guess is taken while its calibrated confidence is at least this."""
+    criterion: str = ""
+    """An exit criterion, such as `margin:0.5 & coherence`; empty: confidence and `threshold`."""
+    lookup: bool = False
+    """Also draft what followed the last tokens earlier in the text (`verified` mode)."""
+    deadline_seconds: float = 0.0
+    """Longest time from one token to the next in `threshold` mode; 0: none."""
+    refinement: Refinement = field(default_factory=Refinement)
     draft: int = 8
     """Most tokens drafted before the cloud is asked."""
     stop: tuple[str, ...] = ()
@@ -58,6 +88,13 @@ class Generation:
         _require("max tokens", self.max_tokens, 1, 1_000_000)
         _require("threshold", self.threshold, 0.0, 1.0)
         _require("draft length", self.draft, 1, 128)
+        _require("deadline", self.deadline_seconds, 0.0, 3600.0)
+        if self.deadline_seconds and self.mode != "threshold":
+            raise PromptError(f"a deadline goes with mode threshold, not {self.mode}")
+        if self.lookup and self.mode != "verified":
+            raise PromptError(
+                f"lookup drafts need a cloud that verifies: mode verified, not {self.mode}"
+            )
         if any(not text for text in self.stop):
             raise PromptError("a stop string is empty; expected at least one character")
 

@@ -18,6 +18,8 @@ class Limits:
     max_rows_per_append: int = 1024
     max_hidden_size: int = 32_768
     max_draft_tokens: int = 256
+    max_questions: int = 64
+    """Unanswered requests one client may have out at a time."""
     max_text_bytes: int = 4096
     """Longest string (fingerprint, reason, version) inside a message."""
     max_token_id: int = 2**24

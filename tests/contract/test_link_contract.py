@@ -1,4 +1,4 @@
-"""One suite over every link: in memory and over gRPC the same things hold."""
+"""One suite over every link: in memory, over gRPC and delayed, the same things hold."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collm.errors import LinkError, LinkTimeout
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
 from collm.link.base import Link
+from collm.link.delayed import DelayedLink
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud, connect_memory
 
@@ -46,7 +47,7 @@ class World:
 Start = Callable[[Limits], World]
 
 
-@pytest.fixture(params=["memory", "grpc"])
+@pytest.fixture(params=["memory", "grpc", "delayed"])
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts a cloud with given limits; everything it made is closed at the end."""
     with ExitStack() as stack:
@@ -56,6 +57,14 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
             if request.param == "memory":
                 cloud = stack.enter_context(MemoryCloud(service, limits))
                 return World(service=service, connect=lambda: stack.enter_context(cloud.connect()))
+            if request.param == "delayed":
+                cloud = stack.enter_context(MemoryCloud(service, limits))
+                return World(
+                    service=service,
+                    connect=lambda: stack.enter_context(
+                        DelayedLink(cloud.connect(), 0.002, 0.002, limits)
+                    ),
+                )
             server = stack.enter_context(BackgroundServer(service, "127.0.0.1:0", limits))
             return World(
                 service=service,

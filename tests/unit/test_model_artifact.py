@@ -119,7 +119,7 @@ def test_an_edit_of_what_decides_the_text_is_noticed(
     "change",
     [
         replaced("format", value="other"),
-        replaced("version", value=2),
+        replaced("version", value=3),
         replaced("architecture", value=None),
         replaced("architecture", "layers", value=5),
         replaced("architecture", "heads", value=0),

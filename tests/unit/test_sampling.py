@@ -13,7 +13,6 @@ from tests.support import F32
 
 from collm.config import Sampling
 from collm.errors import PromptError
-from collm.policy.drafting import DraftRule
 from collm.policy.sampling import choose, gumbel_noise, log_probability
 
 VOCABULARY = 400
@@ -253,22 +252,3 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(PromptError, match=name.replace("_", "[ -]")):
         Sampling(**wrong)
-
-
-# ------------------------------------------------------------------------------- drafts
-
-
-def test_drafts_stop_at_the_limit_and_before_the_last_token() -> None:
-    rule = DraftRule(threshold=0.6, limit=4)
-    assert [rule.goes_on(drafted, 100) for drafted in range(6)] == [True] * 4 + [False] * 2
-    # With three tokens to emit, two may be drafted: the cloud's own is the third.
-    assert [rule.goes_on(drafted, 3) for drafted in range(4)] == [True, True, False, False]
-    assert not rule.goes_on(0, 1)
-    assert not rule.goes_on(0, 0)
-
-
-def test_a_guess_is_taken_from_the_threshold_on() -> None:
-    rule = DraftRule(threshold=0.6, limit=4)
-    assert [rule.takes(c) for c in (0.59, 0.6, 0.61, 1.0)] == [False, True, True, True]
-    assert DraftRule(threshold=0.0, limit=1).takes(0.0)
-    assert not rule.takes(math.nan)

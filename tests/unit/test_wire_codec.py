@@ -8,6 +8,7 @@ import pytest
 from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire.codec import (
+    ROW_FORMATS,
     WIRE_FORMATS,
     carries_rows,
     cast_rows,
@@ -46,7 +47,8 @@ def test_decoding_makes_no_copy() -> None:
 
 def test_ids_carry_nothing() -> None:
     assert not carries_rows("ids")
-    assert carries_rows("f32")
+    assert ROW_FORMATS == ("f32", "f16", "int8")
+    assert all(carries_rows(wire_format) for wire_format in ROW_FORMATS)
     assert encode_rows("ids", ROWS) == b""
     assert decode_rows("ids", b"", 5, 16, LIMITS).shape == (5, 0)
 

@@ -1,15 +1,18 @@
-"""Figures from repeated measurements: medians, spreads and ratios within one run."""
+"""Figures from repeated measurements: medians, spreads, ratios within one run, intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 T = TypeVar("T")
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,51 @@ class Share:
             return math.nan
         z, n, p = 1.96, self.total, self.value
         return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A figure and its bootstrap interval; without bounds where one unit is all there is."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def bootstrap(
+    columns: F64,
+    statistic: Callable[[F64], F64],
+    *,
+    share: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile bootstrap of a function of column sums (Efron and Tibshirani 1993, chapter 13).
+
+    columns: float64 [units, k], a row for each independent unit (a prompt, not a token: tokens of
+    one text hang together). statistic: sums float64 [r, k] -> float64 [r]; NaN where it is not
+    defined, which leaves the resample out. The same seed and number of units draw the same
+    resamples, so columns of two settings side by side give the interval of their difference.
+    None where the figure itself is not defined.
+    """
+    units = len(columns)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(columns.sum(axis=0, keepdims=True))[0])
+        if not math.isfinite(value):
+            return None
+        if units < 2:
+            return Interval(value=value, low=None, high=None)
+        drawn = statistic(_resamples(units, resamples, seed) @ columns)
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = (float(q) for q in np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2]))
+    return Interval(value=value, low=low, high=high)
+
+
+@lru_cache(maxsize=4)
+def _resamples(units: int, resamples: int, seed: int) -> F64:
+    """How often each unit is drawn: float64 [resamples, units]."""
+    even = np.full(units, 1 / units)
+    return np.random.default_rng(seed).multinomial(units, even, size=resamples).astype(np.float64)
 
 
 def summary(values: Sequence[float]) -> Summary:

@@ -12,7 +12,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count
+from collm.cli.demo import PROMPTS
+from collm.cli.options import (
+    CriterionOption,
+    JsonOption,
+    ThreadsOption,
+    numbers,
+    output_file,
+    thread_count,
+)
+from collm.cli.prompts import read_prompts, record_ids
+from collm.cli.run import cloud_link, default_placement
+from collm.cli.show import plain_table
 from collm.model.artifact import Artifact
 from collm.model.sources import resolve_source
 
@@ -65,6 +76,60 @@ def engine_command(
         # Wide enough for the tables also where the output is no terminal.
         console = Console()
         print_report(console if console.is_terminal else Console(width=120), report)
+
+
+@bench.command("deadline")
+def deadline_command(
+    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    deadline: Annotated[float, typer.Option(min=1, help="Milliseconds from token to token.")] = 50,
+    delay: Annotated[
+        float, typer.Option(min=0, help="Milliseconds by which the cloud's answers come late.")
+    ] = 200,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL, as for collm run; default: the demo's.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 96,
+    placement: Annotated[int | None, typer.Option(help="Layers on the edge.")] = None,
+    exits: Annotated[str | None, typer.Option(help="Exits in use, such as 5,15.")] = None,
+    criterion: CriterionOption = "confidence:0.6",
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
+) -> None:
+    """Time every token of mode threshold under a deadline, with a cloud that is late."""
+    from collm.bench.deadline import DeadlineOptions, run_deadline
+
+    output_file(out)
+    opened = Artifact(artifact)
+    tokenizer = opened.tokenizer()
+    records = read_prompts(prompts) if prompts else [{"prompt": text} for text in PROMPTS]
+    options = DeadlineOptions(
+        placement=default_placement(opened.manifest) if placement is None else placement,
+        exits=None if exits is None else tuple(numbers("--exits", exits)),
+        criterion=criterion,
+        deadline_seconds=deadline / 1000,
+        tokens=tokens,
+        threads=thread_count(threads, processes=2),
+    )
+    ids = [record_ids(tokenizer, record, raw=False) for record in records]
+    with cloud_link(artifact, "spawn", options.threads) as linked:
+        assert linked is not None
+        report = run_deadline(opened, ids, linked, [0.0, delay / 1000], options)
+    text = json.dumps(report.to_json(), indent=1)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(text)
+        return
+    columns = ["cloud late by", "tokens", "median", "p99", "longest", "late", "degraded", "cloud"]
+    table = plain_table(f"Tokens due every {deadline:g} ms", columns)
+    for timing in report.timings:
+        times = (timing.delay, timing.median, timing.p99, timing.longest)
+        first, *others = (f"{1000 * seconds:.1f} ms" for seconds in times)
+        shares = (f"{share:.1%}" for share in (timing.late, timing.degraded, timing.from_cloud))
+        table.add_row(first, str(timing.tokens), *others, *shares)
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(table)
 
 
 @contextmanager

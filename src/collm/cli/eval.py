@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from collm.cli.eval_quality import eval_quality_command
 from collm.cli.options import JsonOption, ThreadsOption, numbers, output_file, thread_count
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collm.tune.scores import ExitScores
 
 evaluation = typer.Typer(help="Measure how good exits are.", no_args_is_help=True)
+evaluation.command("quality")(eval_quality_command)
 
 DataOption = Annotated[
     Path, typer.Option("--data", help="A corpus made by collm synthesize; its held-out part.")
@@ -52,7 +54,7 @@ def eval_exits_command(
 
     output_file(out)
     if plot is not None:
-        _can_plot(plot)
+        can_plot(plot)
     opened = Artifact(artifact)
     scored = score_file(opened, data, exits, limit, threads)
     report = make_report(opened, scored.scores, corpus=str(data), corpus_sha256=scored.sha256)
@@ -102,7 +104,7 @@ def score_file(
     return ScoredFile(scores=scores, sha256=sha256)
 
 
-def _can_plot(folder: Path) -> None:
+def can_plot(folder: Path) -> None:
     """Refuse plots that could not be drawn, before any work is done for them."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--plot {folder}: a file; expected a folder, which may not exist yet")

@@ -13,10 +13,13 @@ from collm.cli.calibrate import calibrate_command
 from collm.cli.cloud import cloud_command
 from collm.cli.demo import demo_command
 from collm.cli.eval import evaluation
+from collm.cli.eval_policy import eval_policy_command
 from collm.cli.info import info_command
 from collm.cli.run import run_command
 from collm.cli.synthesize import synthesize_command
+from collm.cli.trace import trace_command
 from collm.cli.tune import tune_command
+from collm.cli.tune_policy import tune_policy_command
 from collm.errors import CollmError
 
 app = typer.Typer(
@@ -36,6 +39,9 @@ app.command("demo")(demo_command)
 app.command("synthesize")(synthesize_command)
 app.command("tune")(tune_command)
 app.command("calibrate")(calibrate_command)
+app.command("trace")(trace_command)
+app.command("tune-policy")(tune_policy_command)
+evaluation.command("policy")(eval_policy_command)
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
 

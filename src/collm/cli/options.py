@@ -15,6 +15,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 ThreadsOption = Annotated[
     int, typer.Option(min=0, max=256, help="Compute threads; 0 takes what the machine has.")
 ]
+CriterionOption = Annotated[
+    str,
+    typer.Option(
+        help="What an exit's token must meet, such as 'margin:0.5 & coherence' (docs/modes.md); "
+        "default: confidence and --threshold."
+    ),
+]
+WireOption = Annotated[str, typer.Option(help="Hidden states travel as f32, f16 or int8.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
 

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,17 @@ import psutil
 import typer
 from rich.console import Console
 
-from collm.cli.options import JsonOption, ThreadsOption, numbers, thread_count
+from collm.cli.options import (
+    CriterionOption,
+    JsonOption,
+    ThreadsOption,
+    WireOption,
+    numbers,
+    thread_count,
+)
 from collm.cli.prompts import read_prompts, record_ids
 from collm.cli.show import Palette, account_line, print_piece
-from collm.config import Generation, Sampling
+from collm.config import Generation, Refinement, Sampling
 from collm.errors import PromptError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
@@ -57,7 +65,11 @@ def run_command(
         Path | None, typer.Option(help='JSONL: {"prompt": …} or {"messages": […]} a line.')
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="verified (lossless), cloud (remote alone) or standalone.")
+        str,
+        typer.Option(
+            help="verified (lossless), threshold (CE-CoLLM's), refine, standalone or cloud (remote "
+            "alone)."
+        ),
     ] = "verified",
     cloud: Annotated[
         str | None, typer.Option(help="HOST:PORT of a cloud, or spawn to start one here.")
@@ -72,7 +84,23 @@ def run_command(
     threshold: Annotated[
         float, typer.Option(help="Confidence from which an exit's token is taken, 0 to 1.")
     ] = 0.6,
+    criterion: CriterionOption = "",
+    wire: WireOption = "f32",
+    first_cut: Annotated[
+        int | None,
+        typer.Option(help="Where the cloud begins in mode threshold; default: the first exit."),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
+    ] = 0.0,
     draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Also draft from the text so far, in mode verified.")
+    ] = False,
+    segment: Annotated[int, typer.Option(help="Mode refine: tokens written before a pass.")] = 6,
+    passes: Annotated[int, typer.Option(help="Mode refine: most corrections of a segment.")] = 6,
+    rank: Annotated[int, typer.Option(help="Mode refine: worst rank that stands.")] = 3,
+    gap: Annotated[float, typer.Option(help="Mode refine: nats below the best that stand.")] = 1.5,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")] = 0,
@@ -91,6 +119,10 @@ def run_command(
         mode=mode,
         max_tokens=max_tokens,
         threshold=threshold,
+        criterion=criterion,
+        lookup=lookup,
+        deadline_seconds=deadline / 1000,
+        refinement=Refinement(segment=segment, passes=passes, rank=rank, gap=gap),
         draft=draft,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
@@ -117,7 +149,10 @@ def run_command(
             exits=None if exits is None else numbers("--exits", exits),
             threads=cores,
             connect=linked,
+            wire=wire,
+            first_cut=first_cut,
         )
+        edge.criterion(generation)
         model_bytes = psutil.Process().memory_info().rss - before
         for record in records:
             answer = edge.answer(record_ids(edge.tokenizer, record, raw=raw), generation)
@@ -139,17 +174,25 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "prompt_tokens": account.prompt_tokens,
         "token_ids": account.token_ids,
         "tokens": [
-            {"id": t.token_id, "source": t.source, "confidence": t.confidence}
+            {"id": t.token_id, "source": t.source, "confidence": t.confidence, "by": t.by}
             for t in account.tokens
         ],
         "rounds": account.rounds,
         "drafted": account.drafted,
+        "cloud_rows": account.cloud_rows,
+        "cloud_heads": account.cloud_heads,
+        "degraded": account.degraded,
+        "coherence": asdict(account.coherence) if account.coherence else None,
+        "passes": [asdict(one) for one in account.passes],
+        "logprob_before": account.logprob_before,
+        "logprob_after": account.logprob_after,
         "bytes_up": account.bytes_up,
         "bytes_down": account.bytes_down,
         "edge_seconds": account.edge_seconds,
         "cloud_seconds": account.cloud_seconds,
         "wall_seconds": account.wall_seconds,
         "first_token_seconds": account.first_token_seconds,
+        "token_seconds": account.token_seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "model_bytes": model_bytes,
         "fingerprint": edge.artifact.fingerprint,

@@ -48,11 +48,20 @@ def account_line(account: Account) -> str:
     """An answer in one line."""
     made = ", ".join(f"{source} {count}" for source, count in sorted(account.sources.items()))
     speed = len(account.tokens) / max(account.wall_seconds, 1e-9)
-    return (
+    line = (
         f"{len(account.tokens)} tokens ({made}), {account.rounds} round trips, "
         f"{kilobytes(account.bytes_up)} up, {kilobytes(account.bytes_down)} down, "
         f"{speed:.1f} tokens/s"
     )
+    if account.degraded:
+        line += f", {account.degraded} degraded (due before the cloud could answer)"
+    if account.logprob_before is not None and account.logprob_after is not None:
+        mended = sum(one.rejected is not None for one in account.passes)
+        line += (
+            f", {mended} mended in {len(account.passes)} passes, mean log-probability "
+            f"{account.logprob_before:.2f} before, {account.logprob_after:.2f} after"
+        )
+    return line
 
 
 def plain_table(title: str | None, columns: list[str]) -> Table:

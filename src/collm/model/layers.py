@@ -200,11 +200,12 @@ def head_graph(
 
 
 def confidence_graph(g: GraphBuilder) -> None:
-    """The two likeliest tokens and their calibrated probabilities, without copying the logits.
+    """What a criterion wants to know of a distribution, without copying the logits.
 
     Inputs: logits float32 [rows, vocabulary]; temperature float32 [1].
-    Outputs: top_ids int64 [rows, 2], the likeliest first; top_probs float32 [rows, 2], their
-    softmax(logits / temperature).
+    Outputs, of p = softmax(logits / temperature): top_ids int64 [rows, 2], the two likeliest,
+    the likeliest first; top_probs float32 [rows, 2], their p; entropy float32 [rows, 1],
+    −Σ p·log p, in nats.
     """
     _confidence(g, g.input("logits", ["rows", "vocabulary"]))
 
@@ -215,8 +216,14 @@ def _confidence(g: GraphBuilder, logits: str) -> None:
     scaled = g.op("Div", logits, temperature)
     # Spelt out: ONNX Runtime's ReduceLogSumExp is ten times slower than these three.
     peak = g.op("ReduceMax", scaled, g.integers(-1), keepdims=1)
-    total = g.op("ReduceSum", g.op("Exp", g.op("Sub", scaled, peak)), g.integers(-1), keepdims=1)
+    below = g.op("Sub", scaled, peak)
+    share = g.op("Exp", below)
+    total = g.op("ReduceSum", share, g.integers(-1), keepdims=1)
     likely = g.op("Exp", g.op("Sub", g.op("Div", top, temperature), peak))
     g.node("Div", [likely, total], ["top_probs"])
+    # log p = below − log total, so −Σ p·log p = log total − Σ share·below / total.
+    mean = g.op("ReduceSum", g.op("Mul", share, below), g.integers(-1), keepdims=1)
+    g.node("Sub", [g.op("Log", total), g.op("Div", mean, total)], ["entropy"])
     g.output("top_ids", ["rows", 2], TensorProto.INT64)
     g.output("top_probs", ["rows", 2])
+    g.output("entropy", ["rows", 1])

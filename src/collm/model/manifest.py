@@ -14,7 +14,7 @@ from collm.errors import ArtifactError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
 
-FORMAT, VERSION = "collm-artifact", 1
+FORMAT, VERSION = "collm-artifact", 2
 MANIFEST = "manifest.json"
 
 

@@ -16,13 +16,15 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """The two likeliest tokens of each row, the likeliest first.
+    """The two likeliest tokens of each row, the likeliest first, and how sure the head is.
 
-    ids: int64 [rows, 2], as the head counts them; probs: float32 [rows, 2].
+    ids: int64 [rows, 2], as the head counts them; probs: float32 [rows, 2]; entropies: float32
+    [rows], of the whole distribution, in nats.
     """
 
     ids: npt.NDArray[np.int64]
     probs: F32
+    entropies: F32
 
 
 class Cache(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class ExitResult:
     """Calibrated probability of `token_id`."""
     runner_up: int
     runner_up_confidence: float
+    entropy: float
+    """Of the exit's calibrated distribution, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class ExitRows:
     """int32 [n], by the model's own ids."""
     confidences: F32
     """Calibrated probabilities of `token_ids`, float32 [n]."""
+    runner_up_confidences: F32
+    """Those of the second likeliest tokens, float32 [n]."""
+    entropies: F32
+    """Of the calibrated distributions, in nats, float32 [n]."""
 
 
 class ExitHead:
@@ -63,7 +69,9 @@ class ExitHead:
         """
         used = self.entry.temperature if temperature is None else temperature
         top = self.head.top(hidden_states, self.norm, used)
-        return top if self.ids is None else Top(self.ids[top.ids].astype(np.int64), top.probs)
+        if self.ids is None:
+            return top
+        return replace(top, ids=self.ids[top.ids].astype(np.int64))
 
     def logits(self, hidden_states: F32) -> F32:
         """As the head gives them, float32 [rows, vocabulary of the head]."""
@@ -89,11 +97,15 @@ class ExitSession:
         """The first position whose rows may be asked for: what feeds the exit keeps them too."""
         return self._buffers[0].first
 
+    def pending(self, position: int) -> int:
+        """Positions before `position` that the adapter has yet to run."""
+        return position - self.done if self._exit.entry.layers else 1
+
     def result(self, position: int) -> ExitResult:
         """The guess for the position before `position`."""
         top = self._exit.top(self._last_row(position))
         (first, second), (p, q) = top.ids[0].tolist(), top.probs[0].tolist()
-        return ExitResult(self._exit.entry.cut, first, p, second, q)
+        return ExitResult(self._exit.entry.cut, first, p, second, q, float(top.entropies[0]))
 
     def logits(self, position: int) -> F32:
         """Calibrated logits float32 [vocabulary]; −inf for tokens outside the shortlist."""
@@ -109,8 +121,13 @@ class ExitSession:
     def rows(self, first: int, position: int, temperature: float | None) -> ExitRows:
         """The guesses for positions [first, position). Raises IndexError as `_adapt` does."""
         made = [self._exit.top(part, temperature) for part in self._adapt(first, position)]
-        token_ids = np.concatenate([top.ids[:, 0] for top in made], dtype=np.int32)
-        return ExitRows(token_ids, np.concatenate([top.probs[:, 0] for top in made]))
+        probs = np.concatenate([top.probs for top in made])
+        return ExitRows(
+            token_ids=np.concatenate([top.ids[:, 0] for top in made], dtype=np.int32),
+            confidences=probs[:, 0],
+            runner_up_confidences=probs[:, 1],
+            entropies=np.concatenate([top.entropies for top in made]),
+        )
 
     def row_logits(self, first: int, position: int) -> F32:
         """Logits as the head gives them. Raises IndexError as `_adapt` does."""

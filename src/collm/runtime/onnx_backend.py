@@ -194,17 +194,17 @@ class OnnxHead:
 
     def top(self, hidden_states: F32, norm: F32, temperature: float) -> Top:
         calibration = np.array([temperature], dtype=np.float32)
-        wanted = ["top_ids", "top_probs"]
+        wanted = ["top_ids", "top_probs", "entropy"]
         if self._confidence is None:
             feeds = {"hidden": hidden_states, "norm": norm, "temperature": calibration}
-            ids, probs = self._head.run(wanted, feeds)
+            ids, probs, entropies = self._head.run(wanted, feeds)
         else:
             states = {"hidden": _value(hidden_states), "norm": _value(norm)}
             (logits,) = self._head.run_with_ort_values([self._logits], states)
             values = {"logits": logits, "temperature": _value(calibration)}
             made = self._confidence.run_with_ort_values(wanted, values)
-            ids, probs = (value.numpy() for value in made)
-        return Top(ids, probs)
+            ids, probs, entropies = (value.numpy() for value in made)
+        return Top(ids, probs, entropies[:, 0])
 
 
 class OnnxBackend:

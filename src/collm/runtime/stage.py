@@ -200,6 +200,20 @@ class StageSession:
         self._forget(layer, first)
         return rows
 
+    def state_at(self, layer: int) -> F32:
+        """The last position's hidden state after `layer` layers, float32 [d]; forgets nothing."""
+        self.run(layer)
+        row: F32 = self._rows[layer].take(self.position - 1, self.position)[0].copy()
+        return row
+
+    def pending_at(self, cut: int) -> int:
+        """Positions that asking the exit at `cut` would have to catch up on, at least 1."""
+        behind = [
+            done for done, end in zip(self._done, self._bounds[1:], strict=True) if end <= cut
+        ]
+        rows = self.position - min(behind, default=self.position)
+        return max(1, rows, self._exits[cut].pending(self.position))
+
     def exit_at(self, cut: int) -> ExitResult:
         """What the exit at `cut` makes of the last position."""
         self.run(cut)

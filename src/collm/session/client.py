@@ -1,8 +1,18 @@
-"""The edge's view of a cloud: typed calls over a link, each with its deadline."""
+"""The edge's view of a cloud: typed calls over a link, each with its deadline.
+
+A question with an empty draft ("which token comes next?") changes nothing in the cloud, so its
+answer may be given up: it is recognised when it comes after all, and never taken for another's.
+A draft's verdict says where the text was cropped, so until it is there nothing else can be done.
+
+Not covered: reconnecting, and sending again what a lost session had.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -11,7 +21,7 @@ import numpy.typing as npt
 
 from collm import __version__
 from collm.config import Sampling
-from collm.errors import LinkError, ProtocolError, Refused
+from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.base import Link
 from collm.wire.codec import rows_per_append
@@ -22,10 +32,13 @@ from collm.wire.messages import (
     Append,
     Bye,
     CloudMessage,
+    Crop,
     Finished,
     Generate,
     Hello,
     Refusal,
+    Score,
+    Scored,
     Token,
     Verdict,
     Verify,
@@ -33,22 +46,50 @@ from collm.wire.messages import (
 )
 
 F32 = npt.NDArray[np.float32]
-M = TypeVar("M", Welcome, Verdict)
+M = TypeVar("M", Welcome, Verdict, Scored)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A Verify without its verdict."""
+
+    epoch: int
+    base: int
+    drafted: int
+    asked_at: float
 
 
 class CloudClient:
-    """One session with a cloud. Rows go up in the background; verdicts are waited for."""
+    """One session with a cloud. Rows go up in the background; verdicts are waited for, or not.
+
+    wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
+    Raises Refused, LinkError and ProtocolError, as all of its methods do.
+    """
 
     def __init__(
-        self, link: Link, *, fingerprint: str, cut: int, vocabulary: int, limits: Limits
+        self,
+        link: Link,
+        *,
+        fingerprint: str,
+        cut: int,
+        vocabulary: int,
+        limits: Limits,
+        wire_format: str = "f32",
     ) -> None:
         self._link = link
         self._vocabulary = vocabulary
         self._limits = limits
-        self._wire_format = "f32" if cut else "ids"
+        self._wire_format = wire_format if cut else "ids"
         self._epoch = 0
+        self._questions: deque[_Question] = deque()
+        self._late: deque[tuple[Verdict, float]] = deque(maxlen=limits.max_questions)
+        self._run_to = 0
         self.sent = 0
         """Positions appended."""
+        self.rows_run = 0
+        """Positions that the cloud has run through its layers for us, those run again too."""
+        self.heads_run = 0
+        """Positions at which it has computed logits for us."""
         hello = Hello(
             protocol_major=PROTOCOL_MAJOR,
             protocol_minor=PROTOCOL_MINOR,
@@ -73,6 +114,7 @@ class CloudClient:
 
     def append(self, ids: Sequence[int], rows: F32 | None) -> None:
         """Queue the next positions: ids, and their rows float32 [n, d] unless the cut is 0."""
+        self._check_settled()
         width = 0 if rows is None else rows.shape[1]
         most = rows_per_append(self._wire_format, width, self._limits)
         for start in range(0, len(ids), most):
@@ -86,25 +128,95 @@ class CloudClient:
             self._link.send(encode(message, self._wire_format))
             self.sent += len(part)
 
-    def verify(self, draft: Sequence[int], sampling: Sampling) -> Verdict:
-        """Judge the last len(draft) appended positions; crops to what is accepted."""
+    def verify(
+        self, draft: Sequence[int], sampling: Sampling, timeout: float | None = None
+    ) -> Verdict:
+        """Judge the last len(draft) appended positions; crops to what is accepted.
+
+        Raises LinkTimeout after `timeout` seconds (None: `limits.verdict_seconds`). With an empty
+        draft the session goes on as if it had not been asked; the verdict of another one has to
+        be waited for with `collect` before anything else is done.
+        """
+        self._ask(tuple(draft), sampling)
+        return self.collect(timeout)
+
+    def ask(self, sampling: Sampling) -> None:
+        """Ask which token comes after the appended ones, without waiting: `collect` or `late`.
+
+        Raises LinkTimeout when `limits.max_questions` are unanswered.
+        """
+        self._ask((), sampling)
+
+    @property
+    def outstanding(self) -> int:
+        """Questions whose verdicts have not been received."""
+        return len(self._questions)
+
+    def collect(self, timeout: float | None = None) -> Verdict:
+        """The verdict on the newest question. Older ones that come first are kept for `late`.
+
+        Raises LinkTimeout as `verify` does, ValueError when nothing was asked.
+        """
+        if not self._questions:
+            raise ValueError("no question is outstanding; ask first")
+        given_up_at = time.monotonic() + (
+            self._limits.verdict_seconds if timeout is None else timeout
+        )
+        while True:
+            verdict, seconds = self._next_verdict(max(0.0, given_up_at - time.monotonic()))
+            if not self._questions:
+                return verdict
+            self._late.append((verdict, seconds))
+
+    def late(self) -> list[tuple[Verdict, float]]:
+        """Verdicts nobody waited for that are here by now, with the seconds since each was asked.
+
+        Never waits. The seconds end when a verdict is taken from the link: look often.
+        """
+        while self._questions and not self._questions[0].drafted:
+            try:
+                self._late.append(self._next_verdict(0.0))
+            except LinkTimeout:
+                break
+        taken = list(self._late)
+        self._late.clear()
+        return taken
+
+    def score(self, draft: Sequence[int]) -> Scored:
+        """The full model's view of the last len(draft) appended positions; crops nothing.
+
+        Waits for at most `limits.verdict_seconds`; the session is of no use after a LinkTimeout.
+        """
+        self._check_settled()
         base = self.sent - len(draft) - 1
-        message = Verify(epoch=self._epoch, base=base, draft=tuple(draft), sampling=sampling)
-        self._link.send(encode(message))
-        verdict = self._expect(Verdict, self._limits.verdict_seconds)
-        current = verdict.epoch == self._epoch and verdict.base == base
-        if not current or verdict.accepted > len(draft):
-            raise ProtocolError("the cloud's verdict is not about this draft")
-        self._check_token(verdict.next_token)
-        if verdict.accepted < len(draft):
-            self._epoch += 1
-            self.sent = base + verdict.accepted + 1
-        return verdict
+        self._link.send(encode(Score(epoch=self._epoch, base=base, draft=tuple(draft))))
+        self._count(len(draft) + 1)
+        self._catch_up()
+        scored = self._expect(Scored, self._limits.verdict_seconds)
+        if (scored.epoch, scored.base) != (self._epoch, base) or len(scored.ranks) != len(draft):
+            raise ProtocolError("the cloud's scores are not about this draft")
+        self._check_token(max((*scored.best_ids, scored.next_token)))
+        if max(scored.ranks, default=1) > self._vocabulary:
+            raise ProtocolError(f"a rank of {max(scored.ranks)} among {self._vocabulary} tokens")
+        return scored
+
+    def crop(self, position: int) -> None:
+        """Take back every position from `position` on.
+
+        What was verified or scored stays so: positions before the last question's base cannot
+        become the base of another.
+        """
+        self._check_settled()
+        if not 0 <= position <= self.sent:
+            raise ValueError(f"a crop to {position} of {self.sent} positions")
+        self._link.send(encode(Crop(epoch=self._epoch + 1, position=position)))
+        self._cropped(position)
 
     def generate(
         self, max_tokens: int, stop_ids: Sequence[int], sampling: Sampling
     ) -> Iterator[Token]:
         """Let the cloud go on alone; yields tokens as they arrive, the stop token too."""
+        self._check_settled()
         message = Generate(
             epoch=self._epoch,
             base=self.sent,
@@ -113,13 +225,19 @@ class CloudClient:
             sampling=sampling,
         )
         self._link.send(encode(message))
-        for _ in range(max_tokens + 1):
+        self._catch_up()
+        pending = self.sent - self._run_to
+        self._run_to = self.sent
+        for step in range(max_tokens + 1):
             reply = self._receive(self._limits.verdict_seconds)
             if isinstance(reply, Finished):
                 return
             if not isinstance(reply, Token):
                 raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")
             self._check_token(reply.token_id)
+            # The first token comes from what was pending, each other one from the one before it.
+            self.rows_run += 1 if step else pending
+            self.heads_run += 1
             yield reply
         raise ProtocolError(f"the cloud sent more than {max_tokens} tokens")
 
@@ -141,6 +259,51 @@ class CloudClient:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _ask(self, draft: tuple[int, ...], sampling: Sampling) -> None:
+        self._check_settled()
+        if len(self._questions) >= self._limits.max_questions:
+            raise LinkTimeout(f"the cloud has left {len(self._questions)} questions unanswered")
+        base = self.sent - len(draft) - 1
+        message = Verify(epoch=self._epoch, base=base, draft=draft, sampling=sampling)
+        asked_at = time.monotonic()
+        self._link.send(encode(message))
+        self._questions.append(_Question(self._epoch, base, len(draft), asked_at))
+        self._count(len(draft) + 1)
+
+    def _next_verdict(self, timeout: float) -> tuple[Verdict, float]:
+        """The verdict on the oldest question, and the seconds it took. Raises LinkTimeout."""
+        verdict = self._expect(Verdict, timeout)
+        question = self._questions.popleft()  # the cloud answers in order
+        current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
+        if not current or verdict.accepted > question.drafted:
+            raise ProtocolError("the cloud's verdict is not about this draft")
+        self._check_token(verdict.next_token)
+        if verdict.accepted < question.drafted:
+            self._cropped(question.base + verdict.accepted + 1)
+        return verdict, time.monotonic() - question.asked_at
+
+    def _catch_up(self) -> None:
+        """Receive the verdicts that come before the answer to what was sent last."""
+        while self._questions:
+            self._late.append(self._next_verdict(self._limits.verdict_seconds))
+
+    def _check_settled(self) -> None:
+        if self._questions and self._questions[-1].drafted:
+            raise ProtocolError(
+                "a draft's verdict is still awaited and may crop the text; collect it first"
+            )
+
+    def _count(self, heads: int) -> None:
+        """Note that the cloud was asked to run what is pending and to compute some logits."""
+        self.rows_run += self.sent - self._run_to
+        self._run_to = self.sent
+        self.heads_run += heads
+
+    def _cropped(self, position: int) -> None:
+        self._epoch += 1
+        self.sent = position
+        self._run_to = min(self._run_to, position)
 
     def _check_token(self, token_id: int) -> None:
         if token_id >= self._vocabulary:

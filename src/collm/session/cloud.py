@@ -3,7 +3,8 @@
 A `CloudConversation` holds what its client appended. Asked to verify, it runs *all* pending
 positions through its blocks in one call, which both fills the cache of the tokens that exited
 early at the edge and gives the logits that judge them. By the two-row rule the result does not
-depend on how the positions were grouped.
+depend on how the positions were grouped. Asked to score, it does the same and tells what it makes
+of every drafted token, without an opinion on which of them stand.
 
 Not covered: eviction, resuming a lost session.
 """
@@ -13,6 +14,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
 
 from collm import __version__
 from collm.errors import CollmError, ContextFull, ProtocolError
@@ -33,6 +37,8 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Pong,
+    Score,
+    Scored,
     Token,
     Verdict,
     Verify,
@@ -89,6 +95,8 @@ class CloudConversation:
             self._append(session, message)
         elif isinstance(message, Verify):
             yield encode(self._verify(session, message))
+        elif isinstance(message, Score):
+            yield encode(self._score(session, message))
         elif isinstance(message, Generate):
             for reply in self._generate(session, message):
                 yield encode(reply)
@@ -145,11 +153,7 @@ class CloudConversation:
         self._ids.extend(ids)
 
     def _verify(self, session: StageSession, message: Verify) -> Verdict:
-        end = message.base + len(message.draft) + 1
-        self._check(session, message.epoch, end)
-        self._take(message.base)
-        if tuple(self._ids[message.base + 1 : end]) != message.draft:
-            raise ProtocolError("the draft is not what was appended")
+        self._check_draft(session, message)
         started = time.perf_counter()
         logits = session.logits(message.base)
         seen = set(self._ids[: message.base + 1])
@@ -172,6 +176,35 @@ class CloudConversation:
             logprob=logprobs[-1],
             cloud_seconds=time.perf_counter() - started,
             logprobs_accepted=tuple(logprobs[:-1]),
+        )
+
+    def _score(self, session: StageSession, message: Score) -> Scored:
+        self._check_draft(session, message)
+        started = time.perf_counter()
+        logprobs, ranks, best_ids, best_logprobs = [], [], [], []
+        hidden_states = session.hidden_at(self._stage.layers.stop, message.base)
+        most = self._limits.prefill_rows  # logits are large: never all of a long draft's at once
+        for start in range(0, len(hidden_states), most):
+            logits = self._stage.logits(hidden_states[start : start + most], exact=session.exact)
+            for row, drafted in zip(logits, (*message.draft[start:], None), strict=False):
+                best = int(row.argmax())
+                best_ids.append(best)
+                best_logprobs.append(log_probability(row, best))
+                if drafted is not None:
+                    is_best = drafted == best
+                    logprob = best_logprobs[-1] if is_best else log_probability(row, drafted)
+                    logprobs.append(logprob)
+                    ranks.append(_rank(row, drafted))
+        return Scored(
+            epoch=message.epoch,
+            base=message.base,
+            logprobs=tuple(logprobs),
+            ranks=tuple(ranks),
+            best_ids=tuple(best_ids[:-1]),
+            best_logprobs=tuple(best_logprobs[:-1]),
+            next_token=best_ids[-1],
+            next_logprob=best_logprobs[-1],
+            cloud_seconds=time.perf_counter() - started,
         )
 
     def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage]:
@@ -206,6 +239,13 @@ class CloudConversation:
             seen.add(token)
         yield Finished(epoch=message.epoch, reason="length")
 
+    def _check_draft(self, session: StageSession, message: Verify | Score) -> None:
+        end = message.base + len(message.draft) + 1
+        self._check(session, message.epoch, end)
+        self._take(message.base)
+        if tuple(self._ids[message.base + 1 : end]) != message.draft:
+            raise ProtocolError("the draft is not what was appended")
+
     def _check(self, session: StageSession, epoch: int, position: int) -> None:
         if epoch != self._epoch or position != session.position or position == 0:
             raise ProtocolError(
@@ -226,3 +266,10 @@ class CloudConversation:
         self._judged = min(self._judged, position)
         del self._ids[position:]
         self._epoch = epoch
+
+
+def _rank(logits: npt.NDArray[np.float32], token: int) -> int:
+    """1 + tokens that are likelier, or as likely with a lower id: argmax has rank 1."""
+    value = logits[token]
+    before = np.count_nonzero(logits > value) + np.count_nonzero(logits[:token] == value)
+    return 1 + int(before)

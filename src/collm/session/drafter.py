@@ -1,55 +1,156 @@
-"""Asking the exits, shallowest first, until one is confident."""
+"""Asking the exits, shallowest first, until the criterion takes what one of them says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from collm.config import Sampling
-from collm.policy.drafting import DraftRule
-from collm.policy.sampling import choose, log_probability
+from collm.policy.coherence import CoherenceTracker
+from collm.policy.lookup import PromptLookup
+from collm.policy.observation import Criterion, Decision, Observation, Reading
+from collm.policy.sampling import choose
 from collm.runtime.stage import StageSession
+from collm.session.costs import Costs
+
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """An exit's token for the next position."""
+    """What was seen of the next position, and what the criterion made of it."""
 
-    cut: int
-    token_id: int
-    confidence: float
-    taken: bool
-    """Whether the rule takes it; otherwise it is the deepest exit's, for want of a better one."""
+    seen: Observation | None
+    """None where there was nobody to ask."""
+    decision: Decision | None
+    lookup: Reading | None = None
+    """What was looked up for this position, whatever became of it."""
 
 
 class Drafter:
-    """The exits of one session. A shallow exit that is confident spares the deeper layers."""
+    """The exits of one session, and the text they are judged by.
+
+    A shallow exit that is taken spares the deeper layers. `write` and `crop` keep the text so
+    far in step; `learn` says what the full model chose where guesses were made.
+    """
 
     def __init__(
-        self, session: StageSession, cuts: Sequence[int], rule: DraftRule, sampling: Sampling
+        self,
+        session: StageSession,
+        cuts: Sequence[int],
+        criterion: Criterion,
+        sampling: Sampling,
+        *,
+        tracker: CoherenceTracker,
+        costs: Costs,
+        lookup: PromptLookup | None = None,
     ) -> None:
         self._session = session
-        self._cuts = cuts
-        self._rule = rule
+        self._cuts = tuple(cuts)
+        self._criterion = criterion
+        self._greedy = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
         self._sampling = sampling
+        self._costs = costs
+        self._lookup = lookup
+        self._prompt = 0
+        self.tracker = tracker
 
-    def guess(self, ids: Sequence[int]) -> Guess | None:
-        """The next token after `ids`, which the session holds; None where there are no exits."""
-        made: Guess | None = None
-        for cut in self._cuts:
-            token_id, confidence = self._ask(cut, ids)
-            made = Guess(cut, token_id, confidence, self._rule.takes(confidence))
-            if made.taken:
+    def read_prompt(self, ids: Sequence[int]) -> None:
+        """Run the prompt, which the session holds, to the first exit."""
+        self._prompt = len(ids)
+        if self._cuts:
+            self.tracker.read_prompt(ids, self._session.hidden_at(self._cuts[0], 0))
+
+    def guess(
+        self,
+        ids: Sequence[int],
+        *,
+        due: float = math.inf,
+        cloud_seconds: float = math.inf,
+        upload: Callable[[int], None] | None = None,
+    ) -> Guess:
+        """The next token after `ids`, which the session holds.
+
+        due: when it has to be there, by `time.perf_counter`. cloud_seconds: what asking the
+        cloud would take. upload: called with the cut before any layer beyond it runs.
+        """
+        looked_up = self._lookup.propose() if self._lookup is not None else None
+        seen: Observation | None = None
+        if looked_up is not None:
+            seen = Observation((looked_up,), self.tracker.read())
+            decision = self._criterion.decide(seen)
+            if decision is not None:
+                return Guess(seen, decision, looked_up)
+        readings: list[Reading] = []
+        for index, cut in enumerate(self._cuts):
+            if upload is not None:
+                upload(cut)
+            if index == 0 and len(ids) > self._prompt:
+                self.tracker.note_state(self._session.state_at(cut))
+            readings.append(self._ask(cut, ids))
+            left, further = due - time.perf_counter(), self._seconds_to(index + 1)
+            if further > left >= cloud_seconds:
+                further = math.inf  # no time for the next exit, but for the cloud
+            seen = Observation(tuple(readings), self.tracker.read(), left, further, cloud_seconds)
+            decision = self._criterion.decide(seen)
+            if decision is not None:
+                return Guess(seen, decision, looked_up)
+            if further == math.inf:
                 break
-        return made
+        return Guess(seen, None, looked_up)
 
-    def _ask(self, cut: int, ids: Sequence[int]) -> tuple[int, float]:
-        sampling = self._sampling
-        if sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0:
-            result = self._session.exit_at(cut)
-            return result.token_id, result.confidence
-        logits = self._session.exit_logits(cut)
-        # The same noise as the cloud's: the draft is right when the distributions agree enough.
-        token_id = choose(logits, sampling, len(ids), ids)
-        return token_id, math.exp(log_probability(logits, token_id))
+    def write(self, token_id: int, confidence: float, entropy: float) -> None:
+        """The text goes on with this token."""
+        self.tracker.push(token_id, confidence, entropy)
+        if self._lookup is not None:
+            self._lookup.extend(token_id)
+
+    def crop(self, position: int) -> None:
+        """Take the text back to this many positions, prompt included."""
+        self.tracker.crop(position - self._prompt)
+        if self._lookup is not None:
+            self._lookup.crop(position)
+
+    def learn(self, guess: Guess, token_id: int) -> None:
+        """The full model's choice where `guess` was made has become known."""
+        if guess.seen is not None and guess.seen.last.cut:
+            self._criterion.learn(guess.seen, token_id)
+        if guess.lookup is not None and self._lookup is not None:
+            self._lookup.learn(guess.lookup, token_id)
+
+    def _seconds_to(self, index: int) -> float:
+        if index == len(self._cuts):
+            return math.inf
+        cut = self._cuts[index]
+        return self._costs.exit_seconds(cut, self._session.pending_at(cut))
+
+    def _ask(self, cut: int, ids: Sequence[int]) -> Reading:
+        rows, started = self._session.pending_at(cut), time.perf_counter()
+        if self._greedy:
+            made = self._session.exit_at(cut)
+            reading = Reading(
+                cut, made.token_id, made.confidence, made.runner_up_confidence, made.entropy
+            )
+        else:
+            # The same noise as the cloud's: the draft is right when the distributions agree enough.
+            logits = self._session.exit_logits(cut)
+            reading = _reading(cut, logits, choose(logits, self._sampling, len(ids), ids))
+        self._costs.exit_took(cut, time.perf_counter() - started, rows)
+        return reading
+
+
+def _reading(cut: int, logits: F32, token_id: int) -> Reading:
+    """What an exit's calibrated logits, float32 [vocabulary], say of a token that was sampled."""
+    below = logits - logits.max()
+    share = np.exp(below)
+    total = float(share.sum())
+    known = share > 0
+    entropy = math.log(total) - float((share[known] * below[known]).sum()) / total
+    confidence = float(share[token_id]) / total
+    share[token_id] = 0
+    return Reading(cut, token_id, confidence, float(share.max()) / total, entropy)

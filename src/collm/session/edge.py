@@ -19,17 +19,27 @@ from collm.errors import PlacementError, PromptError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Link
 from collm.model.artifact import Artifact, check_placement
+from collm.policy.coherence import sentence_boundary
+from collm.policy.criteria import Deadline
+from collm.policy.observation import Criterion
 from collm.runtime.stage import Stage
 from collm.session import modes
 from collm.session.client import CloudClient
+from collm.session.costs import Costs
 from collm.session.events import Account, Piece
+from collm.session.policies import load_criterion
+from collm.session.refine import refine
 from collm.session.run import Run
 from collm.session.text import TextOut
+from collm.session.threshold import threshold
+from collm.wire.codec import ROW_FORMATS
 
 _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
     "verified": modes.verified,
-    "cloud": modes.cloud,
+    "threshold": threshold,
+    "refine": refine,
     "standalone": modes.standalone,
+    "cloud": modes.cloud,
 }
 
 
@@ -38,7 +48,9 @@ class Edge:
 
     placement: layers on this device, a cut, 0 or all of them. exits: cuts whose exits are
     used, None for all at or below the placement. connect: makes a link to the cloud.
-    Raises PlacementError, ArtifactError.
+    wire: the format in which hidden states travel: f32, f16 or int8; token ids travel as they are.
+    first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    Raises PlacementError, ArtifactError, PromptError.
     """
 
     def __init__(
@@ -50,8 +62,14 @@ class Edge:
         exits: Sequence[int] | None = None,
         threads: int = 1,
         connect: Callable[[], Link] | None = None,
+        wire: str = "f32",
+        first_cut: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
+        if mode not in _LOOPS:
+            raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
+        if wire not in ROW_FORMATS:
+            raise PromptError(f"wire format {wire!r}: expected one of {', '.join(ROW_FORMATS)}")
         check_placement(artifact.manifest, placement)
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
@@ -61,14 +79,25 @@ class Edge:
         self._limits = limits
         self._is_whole = placement == artifact.architecture.layers
         chosen = artifact.exits(None if exits is None else tuple(exits), placement)
-        # An exact answer of the whole model needs no guesses.
-        guesses = mode == "standalone" or (mode == "verified" and not self._is_whole)
-        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
-        if mode == "standalone" and not self.exits and not self._is_whole:
+        if self._is_whole and mode in ("threshold", "refine"):
             raise PlacementError(
-                f"standalone with {placement} layers has no exit to answer from; expected a "
+                f"{mode} with all {placement} layers leaves nothing to the cloud; expected a cut: "
+                f"{', '.join(map(str, artifact.manifest.cuts))}"
+            )
+        # An exact answer of the whole model needs no guesses.
+        guesses = mode != "cloud" and not (mode == "verified" and self._is_whole)
+        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
+        answers = mode in ("standalone", "threshold", "refine")
+        if answers and not self.exits and not self._is_whole:
+            raise PlacementError(
+                f"{mode} with {placement} layers has no exit to answer from; expected a "
                 f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
             )
+        self.first_cut = self._first_cut(first_cut)
+        self._wire = wire
+        self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
+        self._costs = Costs()
+        self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
         if mode != "cloud":
             self.stage = Stage(
@@ -90,6 +119,7 @@ class Edge:
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is {context}; "
                 "shorten the prompt"
             )
+        criterion = self.criterion(generation)
         eos = frozenset() if generation.ignore_eos else self.tokenizer.eos_ids
         run = Run(
             generation=generation,
@@ -98,6 +128,10 @@ class Edge:
             account=Account(mode=generation.mode, prompt_tokens=len(prompt_ids)),
             stage=self.stage,
             exits=self.exits,
+            criterion=criterion,
+            costs=self._costs,
+            is_boundary=self._is_boundary,
+            first_cut=self.first_cut,
             open_client=self._open_client if self._connect else None,
             max_positions=context,
         )
@@ -105,6 +139,28 @@ class Edge:
         if self._is_whole and generation.mode == "verified":
             loop = modes.whole
         return Answer(run, loop, TextOut(self.tokenizer, generation.stop))
+
+    def criterion(self, generation: Generation) -> Criterion:
+        """What decides at the exits; one that learns goes on from answer to answer.
+
+        Raises PromptError for one that is unknown or that this artifact cannot have.
+        """
+        spec = generation.criterion or f"confidence:{generation.threshold:g}"
+        made = self._criteria.get(spec)
+        if made is None:
+            made = self._criteria[spec] = load_criterion(spec, self.artifact)
+        return Deadline(made) if generation.deadline_seconds else made
+
+    def _first_cut(self, first_cut: int | None) -> int:
+        if first_cut is None:
+            return min(self.exits, default=self.placement)
+        cuts = [0, *(cut for cut in self.artifact.manifest.cuts if cut <= self.placement)]
+        if self.mode != "threshold" or first_cut not in cuts:
+            raise PlacementError(
+                f"first cut {first_cut}: expected one of {', '.join(map(str, cuts))}, in mode "
+                "threshold"
+            )
+        return first_cut
 
     def _open_client(self, cut: int) -> CloudClient:
         assert self._connect is not None
@@ -115,6 +171,7 @@ class Edge:
                 fingerprint=self.artifact.fingerprint,
                 cut=cut,
                 vocabulary=self.artifact.architecture.vocab_size,
+                wire_format=self._wire,
                 limits=self._limits,
             )
         except BaseException:
@@ -140,9 +197,15 @@ class Answer:
         account, text, started = self.account, self._text, time.perf_counter()
         tokens = self._loop(self._run)
         try:
-            for token in tokens:
+            while True:
+                asked = self._run.asked_at = time.perf_counter()
+                token = next(tokens, None)
+                if token is None:
+                    break
+                now = time.perf_counter()
                 if not account.tokens:
-                    account.first_token_seconds = time.perf_counter() - started
+                    account.first_token_seconds = now - started
+                account.token_seconds.append(now - max(asked, self._run.ready_at))
                 if token.token_id in self._run.stop_ids:
                     account.finish_reason = "stop"
                     break

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from collm.policy.observation import Coherence
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmittedToken:
@@ -14,6 +16,8 @@ class EmittedToken:
     """Where it was made: `exit@15`, `cloud`, or `edge` (the whole model on the device)."""
     confidence: float | None = None
     """The exit's calibrated probability, or the full model's where that one chose."""
+    by: str = "full model"
+    """What let it pass: a criterion's name, such as `confidence:0.6`, or the full model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +26,23 @@ class Piece:
 
     token: EmittedToken
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One full-model pass over a segment, in `refine` mode."""
+
+    first: int
+    """Index of the segment's first token in the answer."""
+    scored: int
+    """Tokens of the segment that the pass looked at."""
+    kept: int
+    """How many of them stand."""
+    mean_logprob: float
+    """Of the scored tokens, under the full model, in nats."""
+    rejected: int | None = None
+    """The token that did not stand; None: all do."""
+    replacement: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -36,6 +57,23 @@ class Account:
     rounds: int = 0
     """Times the edge waited for the cloud."""
     drafted: int = 0
+    """Tokens proposed to the cloud."""
+    cloud_rows: int = 0
+    """Positions that the cloud ran through its layers."""
+    cloud_heads: int = 0
+    """Positions for which the cloud computed the full model's logits."""
+    degraded: int = 0
+    """Tokens taken only because they were due."""
+    token_seconds: list[float] = field(default_factory=list)
+    """Time from one token to the next; the first counts from the end of the prompt's prefill."""
+    coherence: Coherence | None = None
+    """Of the finished answer, in modes with exits."""
+    passes: list[Pass] = field(default_factory=list)
+    """What `refine` did."""
+    logprob_before: float | None = None
+    """Mean log-probability under the full model of what `refine` first wrote, in nats."""
+    logprob_after: float | None = None
+    """The same of the answer."""
     bytes_up: int = 0
     bytes_down: int = 0
     edge_seconds: float = 0.0

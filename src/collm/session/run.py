@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from collm.config import Generation
 from collm.errors import PromptError
-from collm.policy.drafting import DraftRule
-from collm.runtime.stage import Stage
+from collm.policy.coherence import CoherenceTracker
+from collm.policy.lookup import PromptLookup
+from collm.policy.observation import Criterion, Reading
+from collm.runtime.stage import Stage, StageSession
 from collm.session.client import CloudClient
-from collm.session.events import Account
+from collm.session.costs import Costs
+from collm.session.drafter import Drafter
+from collm.session.events import Account, EmittedToken
 
 
 @dataclass(kw_only=True)
@@ -27,20 +32,31 @@ class Run:
     account: Account
     stage: Stage | None
     exits: tuple[int, ...]
+    criterion: Criterion
+    costs: Costs
+    is_boundary: Callable[[int], bool]
+    """Whether a token ends a sentence."""
+    first_cut: int
+    """Where the cloud begins: hidden states at this cut go up."""
     open_client: Callable[[int], CloudClient] | None
     """Opens a session with the cloud that begins at the given layer."""
     max_positions: int
     emitted: int = 0
-    rule: DraftRule = field(init=False)
-
-    def __post_init__(self) -> None:
-        made = self.generation
-        self.rule = DraftRule(threshold=made.threshold, limit=made.draft)
+    asked_at: float = -math.inf
+    """When the caller asked for the next token, by `time.perf_counter`."""
+    ready_at: float = -math.inf
+    """When the prompt had been run."""
 
     @property
     def remaining(self) -> int:
         """Tokens that may still be emitted."""
         return min(self.generation.max_tokens - self.emitted, self.max_positions - len(self.ids))
+
+    @property
+    def due(self) -> float:
+        """When the next token has to be there; infinity without a deadline."""
+        seconds = self.generation.deadline_seconds
+        return max(self.asked_at, self.ready_at) + seconds if seconds else math.inf
 
     def client(self, cut: int) -> CloudClient:
         """A session with the cloud. Raises PromptError where there is none to ask."""
@@ -50,6 +66,34 @@ class Run:
                 "--cloud spawn, or use --mode standalone"
             )
         return self.open_client(cut)
+
+    def drafter(self, session: StageSession, cuts: tuple[int, ...] | None = None) -> Drafter:
+        """The exits of `session`, which gets the prompt, under this answer's criterion."""
+        session.append_ids(self.ids)
+        return Drafter(
+            session,
+            self.exits if cuts is None else cuts,
+            self.criterion,
+            self.generation.sampling,
+            tracker=CoherenceTracker(is_boundary=self.is_boundary),
+            costs=self.costs,
+            lookup=PromptLookup(self.ids) if self.generation.lookup else None,
+        )
+
+    def emit(self, token_id: int, source: str, confidence: float, by: str) -> EmittedToken:
+        """The next token of the answer."""
+        self.emitted += 1
+        return EmittedToken(token_id=token_id, source=source, confidence=confidence, by=by)
+
+    def emit_reading(self, reading: Reading, by: str) -> EmittedToken:
+        """The next token of the answer, as an exit said it."""
+        return self.emit(reading.token_id, reading.source, reading.confidence, by)
+
+    def count(self, client: CloudClient) -> None:
+        """Bring the account of the link and the cloud up to date."""
+        account = self.account
+        account.bytes_up, account.bytes_down = client.bytes_up, client.bytes_down
+        account.cloud_rows, account.cloud_heads = client.rows_run, client.heads_run
 
     @contextmanager
     def at_edge(self) -> Iterator[None]:

@@ -2,7 +2,15 @@
 
 A new format is one more `RowCodec` in `_CODECS`. All formats are little-endian and row-major,
 and a format's rows all take the same number of bytes, so that a payload's length is known
-from its shape before memory is taken.
+from its shape before memory is taken. Decoded rows take at most four times their payload.
+
+`ids`   nothing: the receiver has the layers below the cut
+`f32`   as computed
+`f16`   IEEE half precision; values beyond ±65,504 become ±65,504, never infinite
+`int8`  a byte a value and a scale a row, the largest values whole: see `int8.py`
+
+A row's bytes depend on that row alone, so the receiver sees the same however rows were grouped;
+with a lossy format `cast_rows` gives the states that an exact reference begins with.
 
 Not covered: compression across rows or positions.
 """
@@ -17,9 +25,12 @@ import numpy as np
 
 from collm.errors import ProtocolError
 from collm.limits import Limits
+from collm.wire import int8
 from collm.wire.messages import Rows
 
 _F32: Final = np.dtype("<f4")
+_F16: Final = np.dtype("<f2")
+_F16_LARGEST: Final = np.float32(np.finfo(np.float16).max)
 _FRAME_OVERHEAD: Final = 1024
 """Room in a frame for the fields of an Append besides its ids and rows; under 100 are used."""
 
@@ -42,6 +53,14 @@ def _decode_f32(payload: bytes, rows: int, hidden: int) -> Rows:
     return view.astype(np.float32, copy=False)
 
 
+def _encode_f16(rows: Rows) -> bytes:
+    return np.clip(rows, -_F16_LARGEST, _F16_LARGEST).astype(_F16).tobytes()
+
+
+def _decode_f16(payload: bytes, rows: int, hidden: int) -> Rows:
+    return np.frombuffer(payload, dtype=_F16).reshape(rows, hidden).astype(np.float32)
+
+
 _CODECS: Final[dict[str, RowCodec]] = {
     "ids": RowCodec(
         row_bytes=lambda hidden: 0,
@@ -53,10 +72,18 @@ _CODECS: Final[dict[str, RowCodec]] = {
         encode=lambda rows: rows.astype(_F32, copy=False).tobytes(),
         decode=_decode_f32,
     ),
+    "f16": RowCodec(
+        row_bytes=lambda hidden: hidden * _F16.itemsize,
+        encode=_encode_f16,
+        decode=_decode_f16,
+    ),
+    "int8": RowCodec(row_bytes=int8.row_bytes, encode=int8.encode, decode=int8.decode),
 }
 
 WIRE_FORMATS: Final = tuple(_CODECS)
 """Names of the wire formats this build can read and write."""
+ROW_FORMATS: Final = tuple(name for name in _CODECS if name != "ids")
+"""Those of them that carry rows: what `--wire` may name."""
 
 
 def _codec(wire_format: str) -> RowCodec:

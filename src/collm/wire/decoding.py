@@ -30,6 +30,8 @@ from collm.wire.messages import (
     Hello,
     Pong,
     Refusal,
+    Score,
+    Scored,
     Token,
     Verdict,
     Verify,
@@ -55,6 +57,8 @@ def decode_client(
             return _append(envelope.append, limits, wire_format, hidden_size)
         case "verify":
             return _verify(envelope.verify, limits)
+        case "score":
+            return _score(envelope.score, limits)
         case "generate":
             return _generate(envelope.generate, limits)
         case "crop":
@@ -76,6 +80,8 @@ def decode_cloud(frame: bytes, limits: Limits) -> CloudMessage:
             return _welcome(envelope.welcome, limits)
         case "verdict":
             return _verdict(envelope.verdict, limits)
+        case "scored":
+            return _scored(envelope.scored, limits)
         case "token":
             return _token(envelope.token, limits)
         case "finished":
@@ -144,16 +150,24 @@ def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> A
 
 
 def _verify(body: pb.Verify, limits: Limits) -> Verify:
+    return Verify(
+        epoch=body.epoch,
+        base=body.base,
+        draft=_draft(body, limits),
+        sampling=_sampling(body.sampling, limits),
+    )
+
+
+def _score(body: pb.Score, limits: Limits) -> Score:
+    return Score(epoch=body.epoch, base=body.base, draft=_draft(body, limits))
+
+
+def _draft(body: pb.Verify | pb.Score, limits: Limits) -> tuple[int, ...]:
     count = len(body.draft)
     checks.counted("draft tokens", count, limits.max_draft_tokens)
     checks.bounded("base", body.base, limits.max_positions)
     checks.bounded("end of draft", body.base + count, limits.max_positions)
-    return Verify(
-        epoch=body.epoch,
-        base=body.base,
-        draft=checks.token_ids("draft token", body.draft, limits),
-        sampling=_sampling(body.sampling, limits),
-    )
+    return checks.token_ids("draft token", body.draft, limits)
 
 
 def _generate(body: pb.Generate, limits: Limits) -> Generate:
@@ -206,6 +220,32 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
+    )
+
+
+def _scored(body: pb.Scored, limits: Limits) -> Scored:
+    count = len(body.logprobs)
+    checks.counted("scored tokens", count, limits.max_draft_tokens)
+    for name, values in (
+        ("ranks", body.ranks),
+        ("likeliest tokens", body.best_ids),
+        ("log-probabilities of likeliest tokens", body.best_logprobs),
+    ):
+        if len(values) != count:
+            raise ProtocolError(f"{len(values)} {name} for {count} scored tokens")
+    ranks = checks.token_ids("rank", body.ranks, limits)
+    if 0 in ranks:
+        raise ProtocolError("rank is 0; ranks count from 1")
+    return Scored(
+        epoch=body.epoch,
+        base=checks.bounded("base", body.base, limits.max_positions),
+        logprobs=tuple(checks.logprob(p) for p in body.logprobs),
+        ranks=ranks,
+        best_ids=checks.token_ids("likeliest token", body.best_ids, limits),
+        best_logprobs=tuple(checks.logprob(p) for p in body.best_logprobs),
+        next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
+        next_logprob=checks.logprob(body.next_logprob),
+        cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
     )
 
 

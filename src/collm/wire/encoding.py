@@ -26,6 +26,8 @@ from collm.wire.messages import (
     Hello,
     Pong,
     Refusal,
+    Score,
+    Scored,
     Token,
     Verdict,
     Verify,
@@ -75,6 +77,8 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         # The others' fields are named and typed alike in the dataclass and in the proto file.
         case Hello():
             return pb.Envelope(hello=pb.Hello(**vars(message)))
+        case Score():
+            return pb.Envelope(score=pb.Score(**vars(message)))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
         case Heartbeat():
@@ -85,6 +89,8 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
             return pb.Envelope(welcome=pb.Welcome(**vars(message)))
         case Verdict():
             return pb.Envelope(verdict=pb.Verdict(**vars(message)))
+        case Scored():
+            return pb.Envelope(scored=pb.Scored(**vars(message)))
         case Token():
             return pb.Envelope(token=pb.Token(**vars(message)))
         case Finished():

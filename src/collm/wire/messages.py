@@ -16,8 +16,8 @@ from collm.config import Sampling
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 0
-"""Goes up with additions that an older peer may not know."""
+PROTOCOL_MINOR = 1
+"""Goes up with additions that an older peer may not know; 1 brought `Score`."""
 
 REFUSAL_CODES = frozenset(
     {
@@ -87,6 +87,18 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the full model makes of a draft, whatever it thinks of it; positions as in `Verify`.
+
+    Nothing is cropped: that is the client's to decide.
+    """
+
+    epoch: int
+    base: int
+    draft: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generate:
     """The cloud goes on alone from the `base` positions it holds."""
 
@@ -147,6 +159,28 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The answer to the `Score` of the same epoch and base; each tuple has a value a draft token.
+
+    Log-probabilities are those of temperature 1, in nats.
+    """
+
+    epoch: int
+    base: int
+    logprobs: tuple[float, ...]
+    """Of the drafted tokens."""
+    ranks: tuple[int, ...]
+    """Of the drafted tokens, 1 the likeliest; equally likely ones rank by token id."""
+    best_ids: tuple[int, ...]
+    """The likeliest tokens in the drafted ones' places."""
+    best_logprobs: tuple[float, ...]
+    next_token: int
+    """The likeliest token after the draft."""
+    next_logprob: float
+    cloud_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Token:
     """One token of a running `Generate`, at `position`."""
 
@@ -180,5 +214,5 @@ class Refusal:
     reason: str
 
 
-ClientMessage: TypeAlias = Hello | Append | Verify | Generate | Crop | Heartbeat | Bye
-CloudMessage: TypeAlias = Welcome | Verdict | Token | Finished | Pong | Refusal
+ClientMessage: TypeAlias = Hello | Append | Verify | Score | Generate | Crop | Heartbeat | Bye
+CloudMessage: TypeAlias = Welcome | Verdict | Scored | Token | Finished | Pong | Refusal

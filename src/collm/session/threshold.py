@@ -1,0 +1,152 @@
+"""`threshold`: CE-CoLLM's own mode (arXiv 2411.02829).
+
+The first exit whose word the criterion takes emits the token; where none is taken the cloud
+finishes that one token. Hidden states at the first cut go up in the background from the moment
+they exist, each position once. The cloud runs what it was sent when it is asked, in one batch.
+The text is the exits' and the full model's mixed: what that costs, `collm eval quality` measures.
+
+With a deadline the cloud is asked where it usually answers in time, and no token waits for it
+longer than there is time: it is then the best exit's, named `deadline`. An answer that comes
+later still tells how long the cloud takes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from collm.errors import LinkTimeout
+from collm.policy.criteria import DEADLINE
+from collm.policy.observation import most_confident
+from collm.session.client import CloudClient
+from collm.session.modes import FULL_MODEL, Tokens, stage_of
+from collm.session.run import Run
+from collm.wire.messages import Verdict
+
+_PROBE_TOKENS = 16
+"""A cloud that seems too slow is asked again, without waiting, after so many tokens."""
+
+
+def threshold(run: Run) -> Tokens:
+    """Exit where the criterion says so, ask the cloud for the next token otherwise."""
+    session = stage_of(run).open(exact=False)
+    first_cut = run.first_cut
+    with run.client(first_cut) as client:
+
+        def upload(cut: int = first_cut) -> None:
+            """Rows at the first cut that have not gone up yet, before layers beyond `cut` run."""
+            if cut >= first_cut and client.sent < len(run.ids):
+                rows = session.hidden_at(first_cut, client.sent) if first_cut else None
+                client.append(run.ids[client.sent :], rows)
+
+        drafter = run.drafter(session)
+        cloud = _Cloud(run, client, upload)
+        with run.at_edge():
+            if first_cut <= run.exits[0]:
+                upload()
+            drafter.read_prompt(run.ids)
+            if run.generation.deadline_seconds:
+                # The first token's clock starts when the prompt has been run to its end.
+                upload()
+                for cut in run.exits:
+                    session.exit_at(cut)
+                cloud.probe()
+        run.ready_at = time.perf_counter()
+        while run.remaining > 0:
+            with run.at_edge():
+                guess = drafter.guess(
+                    run.ids, due=run.due, cloud_seconds=cloud.seconds, upload=upload
+                )
+            assert guess.seen is not None  # the edge refuses to start without exits
+            made = guess.decision
+            if made is not None:
+                token = run.emit_reading(made.reading, made.by)
+            elif (verdict := cloud.finish()) is not None:
+                drafter.learn(guess, verdict.next_token)
+                probability = math.exp(verdict.logprob)
+                token = run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
+            else:
+                token = run.emit_reading(most_confident(guess.seen.readings), DEADLINE)
+            run.account.degraded += token.by == DEADLINE
+            drafter.write(token.token_id, token.confidence or 0.0, guess.seen.last.entropy)
+            run.ids.append(token.token_id)
+            if run.remaining > 0:
+                session.append_ids([token.token_id])
+            run.count(client)
+            run.account.coherence = drafter.tracker.read()
+            yield token
+            if token.by == DEADLINE:
+                cloud.was_too_slow()
+    run.count(client)
+
+
+class _Cloud:
+    """Asks the cloud for single tokens, never longer than there is time, and keeps the measure."""
+
+    def __init__(self, run: Run, client: CloudClient, upload: Callable[[], None]) -> None:
+        self._run = run
+        self._upload = upload
+        self._client = client
+        self._unasked = 0
+        self._asked_at = 0.0
+        self._run_to = 0
+        """Positions that the cloud has run, or will have with the question under way."""
+        self._rows = 0
+        """Those that it runs for the last question."""
+
+    @property
+    def seconds(self) -> float:
+        """What asking takes, once the cloud has caught up."""
+        self._hear_late()
+        return self._run.costs.cloud.seconds
+
+    def finish(self) -> Verdict | None:
+        """The full model's next token; None where it does not come in time."""
+        self._hear_late()
+        self._upload()
+        while True:
+            if not self._client.outstanding:
+                self._ask()
+            timed = self._run.due < math.inf
+            left = self._run.due - time.perf_counter() - _SLACK_SECONDS
+            try:
+                verdict = self._client.collect(max(0.0, left) if timed else None)
+            except LinkTimeout:
+                if timed:
+                    return None
+                raise
+            self._heard(verdict, time.perf_counter() - self._asked_at)
+            if verdict.base == self._client.sent - 1:
+                return verdict  # else it is the answer to an earlier question, given up then
+
+    def was_too_slow(self) -> None:
+        """A token did without the cloud; now and then see whether it has become faster."""
+        self._unasked += 1
+        if self._unasked >= _PROBE_TOKENS:
+            self.probe()
+
+    def probe(self) -> None:
+        """Ask without waiting."""
+        self._unasked = 0
+        if not self._client.outstanding:
+            self._upload()
+            self._ask()
+
+    def _ask(self) -> None:
+        self._run.account.rounds += 1
+        self._rows, self._run_to = self._client.sent - self._run_to, self._client.sent
+        self._asked_at = time.perf_counter()
+        self._client.ask(self._run.generation.sampling)
+
+    def _hear_late(self) -> None:
+        for verdict, seconds in self._client.late():
+            self._heard(verdict, seconds)
+
+    def _heard(self, verdict: Verdict, seconds: float) -> None:
+        self._run.account.cloud_seconds += verdict.cloud_seconds
+        self._run.costs.cloud.took(seconds, verdict.cloud_seconds, self._rows)
+
+
+_SLACK_SECONDS = 0.004
+"""Left for what comes after a wait that ran out."""
