@@ -10,6 +10,12 @@ import pytest
 from tests.e2e.conftest import collm
 from tests.e2e.test_bad_input import check
 
+from collm.config import Generation
+from collm.limits import DEFAULT_LIMITS
+from collm.link.grpc_client import connect
+from collm.model.artifact import Artifact
+from collm.session.edge import Edge
+
 pytestmark = pytest.mark.e2e
 
 PROMPT = "List five things to pack for a day at the beach."
@@ -56,9 +62,7 @@ def calibrated(smollm2: Path) -> Path:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_criteria_decide_what_the_edge_says(
-    calibrated: Path, cloud: str, criterion: str, whole: list[int]
-) -> None:
+def test_criteria_decide_what_the_edge_says(calibrated: Path, cloud: str, criterion: str) -> None:
     threshold = run(calibrated, "--mode", "threshold", "--cloud", cloud, "--criterion", criterion)
     made = {token["by"] for token in threshold["tokens"] if token["source"].startswith("exit@")}
     names = {name.strip().split(":")[0] for name in criterion.replace("|", "&").split("&")}
@@ -67,8 +71,22 @@ def test_criteria_decide_what_the_edge_says(
     assert threshold["rounds"] == asked
     assert asked < 24 or criterion == "risk"
     assert threshold["coherence"]["tokens"] == 24
-    verified = run(calibrated, "--cloud", cloud, "--criterion", criterion)
-    assert verified["token_ids"] == whole
+
+
+@pytest.mark.parametrize("mode", ["verified", "threshold", "refine", "standalone"])
+def test_every_mode_takes_every_criterion_through_python(
+    calibrated: Path, cloud: str, mode: str, whole: list[int]
+) -> None:
+    link = None if mode == "standalone" else lambda: connect(cloud, DEFAULT_LIMITS)
+    edge = Edge(Artifact(calibrated), mode=mode, placement=15, connect=link)
+    prompt = edge.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
+    for criterion in CRITERIA:
+        made = Generation(mode=mode, max_tokens=24, criterion=criterion, ignore_eos=True)
+        account = edge.answer(prompt, made).finish()
+        assert len(account.tokens) == 24
+        assert account.coherence is not None and account.coherence.tokens == 24
+        if mode == "verified":
+            assert account.token_ids == whole
 
 
 @pytest.mark.parametrize("wire", ["f16", "int8"])

@@ -149,26 +149,27 @@ def test_a_sentence_begins_only_with_a_sure_token() -> None:
     ),
     st.floats(0, 1),
 )
-def test_hybrid_asks_no_less_than_its_threshold_and_no_more_than_certainty(
-    text: Coherence, confidence: float
-) -> None:
-    assert 0 <= incoherence(text) <= 1
-    taken = takes("hybrid:0.6,weight=0.5", exit_at(confidence), text=text)
-    assert taken <= takes("confidence:0.6", exit_at(confidence))
+def test_hybrid_is_the_confidence_corrected_by_the_text(text: Coherence, confidence: float) -> None:
     assert takes("hybrid:0.6,weight=0", exit_at(confidence), text=text) == (confidence >= 0.6)
-    assert takes("hybrid:0.6,weight=1", exit_at(1.0), text=text)
+    assert takes("hybrid:0.6", exit_at(1.0), text=text)
+    assert not takes("hybrid:0.6", exit_at(0.0), text=text)
+    log_odds = math.log(0.6 / 0.4) + incoherence(text)
+    needed = 1 / (1 + math.exp(-log_odds))
+    assert takes("hybrid:0.6", exit_at(min(1.0, needed + 1e-6)), text=text)
+    assert not takes("hybrid:0.6", exit_at(needed - 1e-6), text=text)
 
 
 def test_hybrid_is_stricter_the_more_the_text_repeats_itself() -> None:
-    def least(repetition: float) -> float:
-        text = Coherence(tokens=40, repetition=repetition)
+    def least(**signs: float) -> float:
+        text = Coherence(tokens=40, since_boundary=100, **signs)  # type: ignore[arg-type]
         grid = (i / 1000 for i in range(1001))
-        return next(c for c in grid if takes("hybrid:0.6,weight=1", exit_at(c), text=text))
+        return next(c for c in grid if takes("hybrid:0.6", exit_at(c), text=text))
 
-    needed = [least(r) for r in (0.0, 0.2, 0.4, 0.6, 1.0)]
+    needed = [least(repetition=r) for r in (0.0, 0.2, 0.4, 0.6, 1.0)]
     assert needed == sorted(needed)
     assert needed[0] == 0.6
-    assert needed[-1] == 1.0
+    assert needed[-1] > 0.66
+    assert least(drift=1.0) > least(drift=0.2) > 0.6
 
 
 # ------------------------------------------------------------------------------ deadlines
@@ -283,7 +284,7 @@ def test_what_the_full_model_says_reaches_every_part() -> None:
         ("risk", "risk"),
         ("window:0.7", "window:0.7,over=8"),
         ("coherence:logprob=-1.5,drift=0.7", "coherence:logprob=-1.5"),
-        ("hybrid:0.6", "hybrid:0.6,weight=0.8"),
+        ("hybrid:0.6", "hybrid:0.6,weight=1"),
         ("((risk))", "risk"),
         ("risk&risk|risk", "risk & risk | risk"),
         ("risk&(risk|risk)", "risk & (risk | risk)"),
@@ -340,7 +341,7 @@ def test_names_can_be_parsed_again(spec: str) -> None:
         ("patience:1.5", "expected a whole number"),
         ("window:0.5,over=17", "over 17: expected a whole number from 1 to 16"),
         ("coherence:0.5", "no parameter '0.5'; it has repetition"),
-        ("hybrid:0.6,weight=2", "weight 2"),
+        ("hybrid:0.6,weight=-2", "weight -2"),
         ("risk:0.1", "no parameter '0.1'"),
         ("learned", "learned:PATH"),
         ("deadline:0.6", "deadline goes around another"),

@@ -98,5 +98,7 @@ def tune_policy_command(
         f"{made.reward:.4f} (before reinforcement or learning {made.start_reward:.4f}, always "
         f"asking the cloud {made.always_cloud:.4f})"
     )
+    if steps and kind != "linucb" and not made.policy.about["reinforced"]:
+        typer.echo(f"{kind} did not raise it: the policy is the start, cloned from the traces")
     typer.echo(f"wrote {out} in {about['wall_seconds']:.0f} s")
     typer.echo(f"use it with: collm run {artifact} --mode threshold --criterion learned:{out}")

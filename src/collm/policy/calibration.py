@@ -282,7 +282,8 @@ def simulate_drafting(texts: Sequence[Rows], threshold: float, length: int) -> D
     drafts before the first wrong one and adds the full model's own token. The text's last token
     is never drafted: the full model's own follows every verdict. Accepted drafts are the text
     itself, so rounds and tokens are exact. Drafts after a wrong one would continue a text that is
-    not there: they are not counted, which makes `drafted` a lower bound (rounds with a wrong draft count up to it).
+    not there: they are not counted, which makes `drafted` a lower bound (rounds with a wrong draft
+    count up to it).
     A text written with other weights or kernels differs in a few tokens from the model's own;
     to that extent rounds and tokens are estimates.
     """

@@ -99,7 +99,7 @@ _NUMBERS: dict[str, tuple[Callable[..., Criterion], str, dict[str, _Argument]]] 
     "hybrid": (
         Hybrid,
         "threshold",
-        {"threshold": _SHARE, "weight": _Argument(0.0, 1.0, Hybrid(0).weight)},
+        {"threshold": _SHARE, "weight": _Argument(0.0, 100.0, Hybrid(0).weight)},
     ),
 }
 

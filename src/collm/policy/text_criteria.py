@@ -91,41 +91,42 @@ class CoherenceGate(Unlearning):
 
 @dataclass(frozen=True, slots=True)
 class Hybrid(Unlearning):
-    """Take when confidence >= threshold + weight · (1 − threshold) · incoherence.
+    """Take when confidence, corrected by how the text hangs together, is at least the threshold.
 
-    `incoherence` is in [0, 1] (see the function of that name): the worse the text hangs together,
-    the surer an exit has to be. weight, 0 to 1: at 1 nothing but certainty passes in a text that
-    has come apart. Source: our own.
+    σ(logit(confidence) − weight · incoherence) >= threshold, with `incoherence` as below: one more
+    piece of evidence beside the exit's own. weight 0 is `confidence`. Source: our own, Platt
+    scaling (Platt 1999) with the text's metrics as further inputs.
     """
 
     threshold: float
-    weight: float = 0.8
+    weight: float = 1.0
 
     @property
     def name(self) -> str:
-        """`hybrid:0.6,weight=0.8`."""
+        """`hybrid:0.6,weight=1`."""
         return f"hybrid:{number(self.threshold)},weight={number(self.weight)}"
 
     def decide(self, seen: Observation) -> Decision | None:
         """The last reading, where it is sure enough for such a text."""
-        raised = self.weight * (1 - self.threshold) * incoherence(seen.coherence)
-        return taken(seen, self.name) if seen.last.confidence >= self.threshold + raised else None
+        sure = corrected(seen.last.confidence, self.weight * incoherence(seen.coherence))
+        return taken(seen, self.name) if sure >= self.threshold else None
 
 
 def incoherence(text: Coherence) -> float:
-    """How far a text has come apart, 0 to 1: 1 − Π (1 − sign), so that mild signs add up.
+    """By how much the text so far lowers the log-odds that an exit is right.
 
-    Each sign goes from 0 to 1 in a straight line while its metric goes from what ordinary text
-    has to what a broken one has: repetition 0.1 to 0.6 and, from the 8th token on, window_logprob
-    −0.8 to −2, entropy_trend 0.05 to 0.25 and drift 0.55 to 0.85.
+    0.36 · repetition + 0.33 · drift − 0.40 · exp(−since_boundary / 4): exits are wrong more often
+    than they say in texts that repeat themselves or have left the prompt, and less often where a
+    sentence begins. Logistic regression over the four exits that ship and 66,225 tokens of
+    SmolLM2-135M (`collm trace`); window_logprob and entropy_trend added nothing there. For another
+    model `collm tune-policy` learns its own.
     """
-    sound = 1 - _ramp(text.repetition, 0.1, 0.6)
-    if text.tokens >= SETTLED:
-        sound *= 1 - _ramp(-text.window_logprob, 0.8, 2.0)
-        sound *= 1 - _ramp(text.entropy_trend, 0.05, 0.25)
-        sound *= 1 - _ramp(text.drift, 0.55, 0.85)
-    return 1 - sound
+    boundary = math.exp(-text.since_boundary / 4)
+    return 0.36 * text.repetition + 0.33 * text.drift - 0.40 * boundary
 
 
-def _ramp(value: float, fine: float, broken: float) -> float:
-    return min(1.0, max(0.0, (value - fine) / (broken - fine)))
+def corrected(confidence: float, log_odds: float) -> float:
+    """σ(logit(confidence) − log_odds)."""
+    if not 0 < confidence < 1:
+        return confidence
+    return 1 / (1 + (1 - confidence) / confidence * math.exp(log_odds))

@@ -103,13 +103,19 @@ class PolicyEnv(gymnasium.Env[F32, np.int64]):
     """Texts in random order, each from its first row to its last.
 
     Observations are `collm.policy.features`, float32 [F]; `info` of the last step has the text's
-    counts. features_ERF: `trace_features(traces)`, where several environments share it.
+    counts. features_ERF: `trace_features(traces)`, where several environments share it. centre:
+    added at the end of every row. A text's number of rows is given, so that this changes no
+    policy's rank, but values stay near 0 whatever is left of the text, which a critic cannot see
+    (reward centring, Naik et al. 2024).
     """
 
-    def __init__(self, traces: Traces, weights: Weights, features_ERF: F32 | None = None) -> None:
+    def __init__(
+        self, traces: Traces, weights: Weights, features_ERF: F32 | None = None, centre: float = 0.0
+    ) -> None:
         self._traces = traces
         self._rewards = rewards(traces, weights)
         self._right = traces.right
+        self._centre = centre
         self._features = trace_features(traces) if features_ERF is None else features_ERF
         width = self._features.shape[2]
         self.observation_space = gymnasium.spaces.Box(-_LARGEST, _LARGEST, (width,), np.float32)
@@ -141,6 +147,7 @@ class PolicyEnv(gymnasium.Env[F32, np.int64]):
                 return self._features[self._exit, self._row].copy(), reward, False, False, {}
             self._counts["requests"] += 1
         self._counts["rows"] += 1
+        reward += self._centre
         self._row, self._exit = self._row + 1, 0
         if self._row < self._end:
             return self._features[0, self._row].copy(), reward, False, False, {}

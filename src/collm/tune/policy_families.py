@@ -89,11 +89,11 @@ def patience(traces: Traces, cuts: Sequence[int], exits: int) -> Family:
 
 
 def hybrid(traces: Traces, cuts: Sequence[int], weight: float = Hybrid(0).weight) -> Family:
-    """`hybrid:θ,weight=w`: c >= θ + w (1 − θ) I is θ <= (c − w I) / (1 − w I)."""
-    apart = weight * text_incoherence(traces)[:, None]
+    """`hybrid:θ,weight=w`."""
+    odds = np.exp(weight * text_incoherence(traces))[:, None]
     sure = _columns(traces, traces.confidences, cuts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = np.where(apart < 1, (sure - apart) / (1 - apart), np.where(sure >= 1, 1, -np.inf))
+    with np.errstate(divide="ignore"):
+        scores = 1 / (1 + (1 - sure) / sure * odds)
     return _family("hybrid", cuts, scores, lambda knob: Hybrid(knob, weight))
 
 

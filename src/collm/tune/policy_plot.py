@@ -87,7 +87,9 @@ def _gain(report: PolicyReport) -> Figure:
         off = one.difference
         axes.plot([one.at, one.at], [-off.low, -off.high], color=_GREY, linewidth=3, zorder=1)
     axes.set_xlabel("agreement with the full model (bars: 95 % interval of a learned policy)")
+    axes.set_xticks([0.8, 0.85, 0.9, 0.95, 1.0])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(bottom=max(-0.12, axes.get_ylim()[0]))
     axes.set_ylabel("requests saved per token")
     axes.legend(frameon=False, fontsize=9, loc="lower left")
     return figure

@@ -8,8 +8,12 @@ were kept out; otherwise the start is the policy, and the result says so.
 
 LinUCB passes over the rows once, learning from each row whose token the cloud gave.
 
-Rows of a text do not depend on what was taken before, so a short horizon would be as good as a long
-one; the discount is 1 within reach of GAE's λ = 0.5, which keeps other rows' luck out of it.
+On SmolLM2-135M (66,000 rows) it did not: 200,000 steps of PPO, at rates of 2e-5 to 2e-4 and λ of
+0.5 to 0.95, took the reward from −0.940 to −0.947 or less. The start uses what every action would
+have earned, PPO only what its own actions did.
+
+Rows of a text do not depend on what was taken before, so a short horizon is as good as a long one:
+rewards are centred and GAE's λ is 0.8, which keeps other rows' luck out of it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from collm.tune.policy_families import policy_of
 from collm.tune.policy_warm import (
     HIDDEN,
     WarmSettings,
+    decisions,
     network_tensors,
     split_texts,
     warm_start,
@@ -45,6 +50,7 @@ F32 = npt.NDArray[np.float32]
 KINDS = ("ppo", "dqn", "linucb")
 STEPS = 200_000
 _ENVS = 16
+_PPO_RATE = 1e-4
 _CHECKS = 10
 """How often during training the policy is tried on the texts that were kept out."""
 Told = Callable[[str, int, int], None]
@@ -166,13 +172,14 @@ def _reinforce(
     progress: Told | None,
 ) -> tuple[dict[str, F32], float] | None:
     features_ERF = trace_features(traces)
-    envs = DummyVecEnv([lambda: PolicyEnv(traces, weights, features_ERF)] * _ENVS)
+    centre = -play(traces, weights, decisions(network, features_ERF))
+    envs = DummyVecEnv([lambda: PolicyEnv(traces, weights, features_ERF, centre)] * _ENVS)
     shape: dict[str, Any] = {"activation_fn": torch.nn.Tanh, "net_arch": [HIDDEN, HIDDEN]}
     model: Any
     if kind == "ppo":
         model = PPO(
-            "MlpPolicy", envs, learning_rate=1e-4, n_steps=512, batch_size=1024, n_epochs=4,
-            gamma=1.0, gae_lambda=0.5, ent_coef=0.0, clip_range=0.1, target_kl=0.02,
+            "MlpPolicy", envs, learning_rate=1e-3, n_steps=512, batch_size=1024, n_epochs=4,
+            gamma=1.0, gae_lambda=0.8, ent_coef=0.0, clip_range=0.1, target_kl=0.02,
             policy_kwargs=shape, seed=seed, device="cpu",
         )  # fmt: skip
         actor = _ppo_actor
@@ -188,7 +195,15 @@ def _reinforce(
     if kind == "dqn":
         model.q_net_target.load_state_dict(model.q_net.state_dict())
     watch = _Watch(actor, chooser, steps, progress)
-    model.learn(steps, callback=watch)
+    if kind == "ppo":
+        # The start knows what to do, the critic nothing yet: what it says at first would spoil it.
+        actor(model).requires_grad_(False)
+        model.learn(steps // 4, callback=watch)
+        actor(model).requires_grad_(True)
+        model.lr_schedule = lambda _: _PPO_RATE
+        model.learn(steps - steps // 4, callback=watch, reset_num_timesteps=False)
+    else:
+        model.learn(steps, callback=watch)
     if not watch.is_broken:
         watch.look()
     if watch.is_broken:
