@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from collm.cli.demo import PROMPTS
 from collm.cli.options import (
@@ -21,6 +18,7 @@ from collm.cli.options import (
     output_file,
     thread_count,
 )
+from collm.cli.progress import counting_bar
 from collm.cli.prompts import read_prompts, record_ids
 from collm.cli.run import cloud_link, default_placement
 from collm.cli.show import plain_table
@@ -65,7 +63,7 @@ def engine_command(
         agreement_tokens=agreement_tokens,
     )
     opened = Artifact(artifact)
-    with _progress() as progress:
+    with counting_bar("starting", timed=False) as progress:
         report = run_engine(opened, resolve_source(gguf), options, progress)
     text = json.dumps(report.to_json(), indent=1)
     if out is not None:
@@ -130,23 +128,3 @@ def deadline_command(
         table.add_row(first, str(timing.tokens), *others, *shares)
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error that draws only when told: a timer would disturb the figures."""
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total, refresh=True)
-
-        yield progress

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from collm.cli.options import JsonOption, numbers
+from collm.cli.progress import counting_bar
 from collm.cli.show import megabytes
 from collm.model.build import build
 from collm.model.delta import read_adaptation
@@ -30,21 +29,8 @@ def build_artifact(
 ) -> Manifest:
     """Build with a progress bar on standard error, shipped exits included."""
     adaptation = None if adapt is None else read_adaptation(adapt)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("building {task.description:<22}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading the checkpoint", total=None)
+    with counting_bar("reading the checkpoint") as progress:
         checkpoint = open_checkpoint(source)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
         return build(
             checkpoint,
             out,

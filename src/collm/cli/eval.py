@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from collm.cli.eval_quality import eval_quality_command
 from collm.cli.options import JsonOption, ThreadsOption, numbers, output_file, thread_count
+from collm.cli.progress import counting_bar
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
 
@@ -95,7 +93,7 @@ def score_file(
     corpus = read_corpus(data)
     check_tokenizer(corpus, artifact)
     examples = choose_examples(corpus, limit)
-    with _progress() as progress:
+    with counting_bar("loading", width=12, unit="tokens") as progress:
         scores = score_exits(
             artifact, examples, cuts, threads=thread_count(threads), progress=progress
         )
@@ -110,26 +108,3 @@ def can_plot(folder: Path) -> None:
         raise UsageError(f"--plot {folder}: a file; expected a folder, which may not exist yet")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'collm[plot]'")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, with the time that is left."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} tokens"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # In a file the bar would leave nothing but an empty line.
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading", total=1)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield progress

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from collm.bench.datasets import Item, choose_items, read_data
 from collm.bench.quality_settings import Setting, cross_settings, parse_setting, with_baseline
 from collm.cli.options import JsonOption, ThreadsOption, WireOption, numbers, thread_count
+from collm.cli.progress import counting_bar
 from collm.cli.run import cloud_link, default_placement
 from collm.errors import PromptError, UsageError
 from collm.model.artifact import Artifact
@@ -129,7 +121,10 @@ def eval_quality_command(
         typer.echo(f"{out}: {others}", err=True)
     answers = kept.of([s.key for s in chosen], [prompt.digest for prompt in prompts.chosen])
     if answers is None:
-        with cloud_link(artifact, cloud, cores) as linked, _progress() as progress:
+        with (
+            cloud_link(artifact, cloud, cores) as linked,
+            counting_bar("loading", width=40, timed=False) as progress,
+        ):
             assert linked is not None
             bench = Bench(opened, chosen, linked, max_tokens=tokens, threads=cores)
             answers = bench.run(prompts.chosen, kept, progress)
@@ -212,31 +207,3 @@ def _is_corpus(data: Path) -> bool:
             return b'"collm-corpus"' in file.readline(_HEADER_BYTES)
     except OSError:
         return False  # `read_data` says what is wrong
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, with the time that is left."""
-    columns = (
-        TextColumn("{task.description:<40.40}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # In a file the bar would leave nothing but an empty line. Drawn only when told: a timer
-    # would disturb the times.
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total, refresh=True)
-
-        yield progress

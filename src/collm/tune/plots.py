@@ -27,7 +27,7 @@ _INK, _GREY, _GRID = "#22262b", "#6b7280", "#e5e7eb"
 _SHADES = ("#8ed1c6", "#2a9d8f", "#1d6a86", "#22345f")
 """Light to dark; shades between are mixed."""
 _DOMAIN_COLOURS = ("#2a6f97", "#d1603d", "#6a994e", "#8e5ea2", "#b8860b")
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -60,7 +60,7 @@ def draw_plots(report: ExitsReport, folder: Path) -> list[Path]:
         "tokens-per-round.png": _tokens_per_round,
     }
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in figures.items():
             figure = draw(report)
             if figure is not None:

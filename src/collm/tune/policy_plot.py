@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from collm.tune.plots import _STYLE
+from collm.tune.plots import STYLE
 from collm.tune.policy_curves import Curve, requests_at
 from collm.tune.policy_report import FIXED, PolicyReport
 
@@ -32,7 +32,7 @@ def draw_policy_plots(report: PolicyReport, folder: Path) -> list[Path]:
     """Draw into `folder`; returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in (
             ("policies-agreement.png", _agreement),
             ("policies-consequence.png", _consequence),
