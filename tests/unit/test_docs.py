@@ -45,3 +45,49 @@ def test_the_exits_figures_are_those_of_the_raw_result() -> None:
     for cell, made in zip(cells, raw["exits"], strict=True):
         chat = next(part for part in made["domains"] if part["domain"] == "chat")
         assert cell.strip().startswith(f"{100 * chat['agreement']:.1f} ±")
+
+
+def test_the_modes_figures_are_those_of_the_raw_results() -> None:
+    """Agreement, savings and requests in docs/modes.md stand in the committed JSON."""
+    page = (ROOT / "docs/modes.md").read_text().splitlines()
+
+    def cells(start: str) -> list[str]:
+        row = next(line for line in page if line.startswith(f"| {start}"))
+        return [cell.strip() for cell in row.split("|")[2:-1]]
+
+    def figures(name: str, label: str, domain: str) -> dict[str, dict[str, float]]:
+        raw = json.loads((ROOT / f"docs/results/{name}.json").read_text())["settings"]
+        return next(r["figures"] for r in raw if (r["label"], r["domain"]) == (label, domain))
+
+    for start, label in (
+        ("threshold confidence:0.4,", "threshold confidence:0.4"),
+        ("threshold confidence:0.85,", "threshold confidence:0.85 exits=20"),
+        ("refine, defaults", "refine confidence:0.6"),
+    ):
+        made = figures("quality-modes", label, "all")
+        agreement, _, requests, time, _ = cells(start)
+        assert agreement.startswith(f"{100 * made['agreement']['value']:.1f} ±")
+        assert requests == f"{made['requests_per_token']['value']:.2f}"
+        assert time.startswith(f"{100 * made['saved_time']['value']:.1f} ±")
+    for start, label in (
+        ("exits 5 and 15, states of cut 5", "threshold risk exits=5,15"),
+        ("exits 5 and 15, states of cut 15", "threshold risk exits=5,15 first_cut=15"),
+        ("exits 5 and 20", "threshold risk exits=5,20 first_cut=20"),
+    ):
+        for cell, domain in zip(cells(start), ("chat", "prose", "code"), strict=False):
+            assert (
+                cell
+                == f"{100 * figures('quality-098', label, domain)['saved_time']['value']:.1f} %"
+            )
+    policies = json.loads((ROOT / "docs/results/policies.json").read_text())["comparisons"]
+    for at in (0.9, 0.95, 0.98):
+        row = cells(f"{100 * at:.0f} % |")
+        for cell, kind in (
+            (row[1], "learned policy @5+10+15+20"),
+            (row[2], "learned policy-linucb @5+10+15+20"),
+            (row[3], "hybrid"),
+        ):
+            found = next(
+                c for c in policies if (c["kind"], c["what"], c["at"]) == (kind, "requests", at)
+            )
+            assert cell.startswith(f"{found['value']:.3f}: ")
