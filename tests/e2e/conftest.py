@@ -59,5 +59,5 @@ def artifact(smollm2: Path) -> Artifact:
 @pytest.fixture(scope="session")
 def cloud(smollm2: Path) -> Iterator[str]:
     """Address of a real cloud process."""
-    with spawned_cloud(smollm2, threads=1, limits=DEFAULT_LIMITS) as address:
-        yield address
+    with spawned_cloud(smollm2, threads=1, limits=DEFAULT_LIMITS) as cloud:
+        yield cloud.address

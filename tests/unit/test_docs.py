@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from collm.bench.table_report import markdown
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -91,3 +93,13 @@ def test_the_modes_figures_are_those_of_the_raw_results() -> None:
                 c for c in policies if (c["kind"], c["what"], c["at"]) == (kind, "requests", at)
             )
             assert cell.startswith(f"{found['value']:.3f}: ")
+
+
+def test_the_benchmark_report_is_made_from_its_raw_result() -> None:
+    """docs/benchmarks.md ends with what the committed JSON gives, headings a level lower."""
+    raw = json.loads((ROOT / "docs/results/table.json").read_text())
+    report = "".join(
+        f"#{line}" if line.startswith("#") else line
+        for line in markdown(raw).splitlines(keepends=True)
+    )
+    assert (ROOT / "docs/benchmarks.md").read_text().endswith(report)

@@ -3,7 +3,8 @@
 ::
 
     for each prompt:                          # prompt-major: noise of the machine is shared
-        for each setting, in turning order:   # the baseline, `cloud`, is one of them
+        for each setting, in turning order:   # the baseline, `cloud`, is one of them; it comes
+                                              # first where an oracle drafts what it said
             answer                            # over the link, as users have it
         read every answer with the whole model, here
         write down what was found
@@ -196,11 +197,12 @@ class Bench:
         for number, prompt in enumerate(prompts):
             missing = [s for s in self._settings if (s.key, prompt.digest) not in kept.answers]
             done += len(self._settings) - len(missing)
-            accounts = {}
-            for setting in rotated(missing, number):
+            accounts: dict[str, Account] = {}
+            for setting in _in_turn(missing, number):
                 if progress is not None:
                     progress(setting.label, done, total)
-                accounts[setting.key] = self._answer(setting, prompt)
+                own = self._own(prompt, accounts, kept)[0] if setting.drafter else ()
+                accounts[setting.key] = self._answer(setting, prompt, own)
                 done += 1
             if missing:
                 kept.add(self._judge(prompt, missing, accounts, kept))
@@ -210,9 +212,16 @@ class Bench:
         assert made is not None
         return made
 
-    def _answer(self, setting: Setting, prompt: Prompt) -> Account:
-        edge = self._edges[setting.key]
-        return edge.answer(prompt.ids, setting.generation(self._max_tokens)).finish()
+    def _answer(self, setting: Setting, prompt: Prompt, own: Sequence[int]) -> Account:
+        edge, generation = self._edges[setting.key], setting.generation(self._max_tokens)
+        return edge.answer(prompt.ids, generation, setting.oracle(own)).finish()
+
+    def _own(
+        self, prompt: Prompt, accounts: dict[str, Account], kept: AnswerFile
+    ) -> tuple[list[int], str]:
+        """The full model's answer, which may have been made in an earlier run."""
+        made = accounts.get(BASELINE.key) or kept.answers[BASELINE.key, prompt.digest]
+        return made.token_ids, made.text
 
     def _judge(
         self,
@@ -221,12 +230,8 @@ class Bench:
         accounts: dict[str, Account],
         kept: AnswerFile,
     ) -> Iterator[Answered]:
-        """Measure the answers beside the baseline's, which may have been made in an earlier run."""
-        if BASELINE.key in accounts:
-            own, own_text = accounts[BASELINE.key].token_ids, accounts[BASELINE.key].text
-        else:
-            found = kept.answers[BASELINE.key, prompt.digest]
-            own, own_text = found.token_ids, found.text
+        """Measure the answers beside the baseline's."""
+        own, own_text = self._own(prompt, accounts, kept)
         judge = Judge(self._whole, prompt.ids)
         for setting in settings:
             account = accounts[setting.key]
@@ -284,6 +289,13 @@ class Bench:
         if setting.mode == "threshold":
             return self._edges[setting.key].first_cut
         return setting.placement
+
+
+def _in_turn(settings: Sequence[Setting], number: int) -> list[Setting]:
+    order = rotated(settings, number)
+    if any(setting.drafter for setting in settings):
+        order.sort(key=lambda setting: setting.key != BASELINE.key)
+    return order
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:

@@ -10,16 +10,12 @@ Not covered: a learned criterion's file may change under its name; use another f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
-from collm.errors import UsageError
-
-FILE = "answers.jsonl"
-_FORMAT, _VERSION = "collm-quality", 1
+from collm.bench.answer_lines import FILE as FILE
+from collm.bench.answer_lines import AnswerLines, Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +97,15 @@ class AnswerFile:
     """
 
     def __init__(self, folder: Path | None, header: Header) -> None:
-        self._path = None if folder is None else folder / FILE
-        self.answers: dict[tuple[str, str], Answered] = {}
+        self._lines = AnswerLines(folder, header, _FORM)
+        self.answers = {(one.setting, one.prompt): one for one in self._lines.found}
         """By setting and prompt."""
-        if folder is None or self._path is None:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and self._path.stat().st_size:
-                self._read(self._path, header)
-            else:
-                about = {"format": _FORMAT, "version": _VERSION, **asdict(header)}
-                self._path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"--out {folder}: {error.strerror}; expected a folder, which may not exist yet"
-            ) from None
 
     def add(self, answered: Iterable[Answered]) -> None:
         """Keep answers, on disk before this returns."""
         some = list(answered)
         self.answers |= {(one.setting, one.prompt): one for one in some}
-        if self._path is not None and some:
-            lines = (json.dumps(asdict(one), ensure_ascii=False) for one in some)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
+        self._lines.add(some)
 
     def of(self, settings: Sequence[str], prompts: Sequence[str]) -> list[Answered] | None:
         """Of these settings (keys) to these prompts (digests), prompt-major; None: some lack."""
@@ -144,38 +124,6 @@ class AnswerFile:
             "are left out of the report"
         )
 
-    def _read(self, path: Path, header: Header) -> None:
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        lines = data[:whole].decode("utf-8", errors="replace").splitlines()
-        _check_header(path, lines[0] if lines else "", header)
-        for number, line in enumerate(lines[1:], start=2):
-            one = _answered(f"{path}, line {number}", line)
-            self.answers[one.setting, one.prompt] = one
-        if whole < len(data):  # the last line of a run that was ended while it wrote
-            with path.open("r+b") as file:
-                file.truncate(whole)
-
-
-def _check_header(path: Path, line: str, header: Header) -> None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise UsageError(f"{path}: not a file of collm eval quality; give another --out")
-    if found.get("version") != _VERSION:
-        raise UsageError(
-            f"{path}: version {found.get('version')!r}, this software reads {_VERSION}; "
-            "give another --out"
-        )
-    for name, ours in asdict(header).items():
-        if found.get(name) != ours:
-            raise UsageError(
-                f"{path}: made with {_NAMES[name]} {_short(found.get(name))}, this run has "
-                f"{_short(ours)}; give another --out"
-            )
-
 
 _NAMES = {
     "fingerprint": "a model of fingerprint",
@@ -186,25 +134,6 @@ _NAMES = {
     "cloud": "--cloud",
     "threads": "--threads",
 }
-
-
-def _short(value: object) -> str:
-    return str(value)[:24]
-
-
-def _answered(where: str, line: str) -> Answered:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise UsageError(f"{where}: not JSON; give another --out")
-    hints: dict[str, Any] = get_type_hints(Answered)
-    for field in fields(Answered):
-        value = record.get(field.name)
-        kind = hints[field.name]
-        wanted = getattr(kind, "__origin__", kind)
-        allowed = (wanted | int) if wanted in (float, float | None) else wanted
-        if field.name not in record or not isinstance(value, allowed):
-            raise UsageError(f"{where}: no sound {field.name} in it; give another --out")
-    return Answered(**{field.name: record[field.name] for field in fields(Answered)})
+_FORM = Form(
+    format="collm-quality", version=1, verb="collm eval quality", names=_NAMES, line=Answered
+)

@@ -6,6 +6,8 @@ Written as words, the mode first, the rest as name=value::
     verified lookup=yes draft=12
     refine segment=32 passes=4 rank=3 gap=1.5
     threshold criterion="margin:0.5 & coherence" deadline=50 name="margin and coherence"
+    verified exits=none                 # no drafts: a round trip a token, KV caches on both sides
+    verified drafter=oracle:0.9         # drafts are the full model's answer, right 9 times in 10
 
 Not covered: sampling; every setting answers greedily, so that texts can be compared.
 """
@@ -20,6 +22,7 @@ from typing import Any
 
 from collm.config import MODES, Generation, Refinement
 from collm.errors import PromptError
+from collm.session.oracle import ORACLE, Oracle
 
 _CRITERION_MODES = ("threshold", "standalone")
 """Where criteria go unless only other modes were named: there they decide what the text is."""
@@ -35,11 +38,13 @@ class Setting:
     criterion: str = ""
     """Empty: confidence:0.6."""
     exits: tuple[int, ...] | None = None
-    """None: all of the placement."""
+    """None: all of the placement; empty: none."""
     wire: str = "f32"
     first_cut: int | None = None
     draft: int = 8
     lookup: bool = False
+    drafter: str = ""
+    """Empty: the exits; else `oracle:RATE`."""
     deadline: float = 0.0
     """Milliseconds from token to token; 0: none."""
     segment: int = Refinement().segment
@@ -63,7 +68,7 @@ class Setting:
         for field, default in asdict(plain).items():
             value = getattr(self, field)
             if field not in ("mode", "placement", "name") and value != default:
-                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                shown = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else value
                 shown = "yes" if shown is True else shown
                 prefix = "" if field == "criterion" else f"{field}="
                 words.append(f"{prefix}{shown}")
@@ -72,12 +77,21 @@ class Setting:
     @property
     def key(self) -> str:
         """What results are stored under: everything but the name, as JSON."""
-        return json.dumps(asdict(replace(self, name="")), sort_keys=True)
+        fields = asdict(replace(self, name=""))
+        if not self.drafter:
+            del fields["drafter"]  # so answers kept from before there were any are still found
+        return json.dumps(fields, sort_keys=True)
 
     @property
     def edge_key(self) -> tuple[Any, ...]:
         """Settings that agree in this can share an edge."""
         return self.mode, self.placement, self.exits, self.wire, self.first_cut
+
+    def oracle(self, own: Sequence[int], seed: int = 0) -> Oracle | None:
+        """The drafter, where it is an oracle. own: the full model's answer to the prompt."""
+        if not self.drafter:
+            return None
+        return Oracle(tuple(own), float(self.drafter.removeprefix(f"{ORACLE}:")), seed)
 
     def generation(self, max_tokens: int) -> Generation:
         """As the session takes it. Raises PromptError for values out of range."""
@@ -127,6 +141,11 @@ def parse_setting(text: str, defaults: Setting) -> Setting:
             raise PromptError(f"{where}: {name}={value}; expected {_KINDS[name]}") from None
     made = replace(defaults, mode=mode, **values)
     made.generation(1)  # checks the ranges
+    if mode != "verified" and (made.exits == () or made.drafter):
+        which = "exits=none" if made.exits == () else f"drafter={made.drafter}"
+        raise PromptError(f"{where}: {which} goes with mode verified, not {mode}")
+    if made.drafter and made.lookup:
+        raise PromptError(f"{where}: an oracle drafts alone; leave lookup out")
     return made
 
 
@@ -173,11 +192,20 @@ def _check_mode(mode: str, where: str) -> None:
 
 
 def _layers(text: str) -> tuple[int, ...]:
+    if text == "none":
+        return ()
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
+def _drafter(text: str) -> str:
+    kind, _, rate = text.partition(":")
+    if kind != ORACLE or not 0.0 <= float(rate) <= 1.0:
+        raise ValueError(text)
+    return f"{ORACLE}:{float(rate):g}"
+
+
 _FLAGS = {"yes": True, "no": False}
-_LAYERS, _COUNT, _NUMBER = "layers such as 5,15", "a whole number", "a number"
+_LAYERS, _COUNT, _NUMBER = "layers such as 5,15, or none", "a whole number", "a number"
 _KINDS: Mapping[str, str] = {
     "placement": _COUNT,
     "exits": _LAYERS,
@@ -186,6 +214,7 @@ _KINDS: Mapping[str, str] = {
     "first_cut": _COUNT,
     "draft": _COUNT,
     "lookup": "yes or no",
+    "drafter": f"{ORACLE}:RATE with a rate from 0 to 1",
     "deadline": "milliseconds",
     "segment": _COUNT,
     "passes": _COUNT,
@@ -200,6 +229,7 @@ _READ: Mapping[str, Callable[[str], Any]] = {
     "criterion": str,
     "wire": str,
     "lookup": _FLAGS.__getitem__,
+    "drafter": _drafter,
     "deadline": float,
     **{name: float for name, kind in _KINDS.items() if kind == _NUMBER},
     "name": str,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from collm.cli.bench_table import table_command
 from collm.cli.demo import PROMPTS
 from collm.cli.options import (
     CriterionOption,
@@ -26,6 +27,7 @@ from collm.model.artifact import Artifact
 from collm.model.sources import resolve_source
 
 bench = typer.Typer(help="Measure, against baselines in the same run.", no_args_is_help=True)
+bench.command("table")(table_command)
 
 
 @bench.command("engine")

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from collm.cli.options import ThreadsOption, thread_count
+from collm.cli.options import ThreadsOption, numbers, thread_count
 from collm.limits import DEFAULT_LIMITS
 from collm.model.artifact import Artifact
 from collm.serve.cloud_process import run_cloud
+from collm.session.self_draft import SelfDraft, self_draft
 
 
 def cloud_command(
@@ -19,12 +20,25 @@ def cloud_command(
         "127.0.0.1:50051"
     ),
     threads: ThreadsOption = 0,
+    exits: Annotated[
+        str, typer.Option(help="Draft with these exits when an answer is left to this cloud alone.")
+    ] = "",
+    draft: Annotated[
+        int, typer.Option(min=1, max=128, help="With --exits: most tokens drafted in a row.")
+    ] = 6,
+    criterion: Annotated[
+        str, typer.Option(help="With --exits: what an exit's token must meet to be drafted.")
+    ] = "confidence:0.6",
     spawned: Annotated[
         bool, typer.Option(hidden=True, help="End with standard input; print only the address.")
     ] = False,
 ) -> None:
     """Serve the deeper layers to edges, until interrupted."""
     opened = Artifact(artifact)
+    drafting: SelfDraft | None = None
+    if exits:
+        cuts = numbers("--exits", exits)
+        drafting = self_draft(opened, cuts, criterion=criterion, draft=draft)
 
     def ready(address: str) -> None:
         if spawned:
@@ -39,5 +53,6 @@ def cloud_command(
         threads=thread_count(threads),
         limits=DEFAULT_LIMITS,
         ready=ready,
+        self_draft=drafting,
         until_stdin_closes=spawned,
     )

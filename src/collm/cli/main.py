@@ -15,6 +15,7 @@ from collm.cli.demo import demo_command
 from collm.cli.eval import evaluation
 from collm.cli.eval_policy import eval_policy_command
 from collm.cli.info import info_command
+from collm.cli.link import link_command
 from collm.cli.run import run_command
 from collm.cli.synthesize import synthesize_command
 from collm.cli.trace import trace_command
@@ -35,6 +36,7 @@ app.command("add-exit")(add_exit_command)
 app.command("info")(info_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
+app.command("link")(link_command)
 app.command("demo")(demo_command)
 app.command("synthesize")(synthesize_command)
 app.command("tune")(tune_command)

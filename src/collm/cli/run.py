@@ -48,7 +48,7 @@ def cloud_link(
         address = cloud
         if cloud == "spawn":
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
-            address = stack.enter_context(spawned)
+            address = stack.enter_context(spawned).address
         yield lambda: connect(address, DEFAULT_LIMITS)
 
 

@@ -13,6 +13,7 @@ from collm.link.grpc_server import serve
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
+from collm.session.self_draft import SelfDraft
 
 
 def run_cloud(
@@ -22,14 +23,18 @@ def run_cloud(
     threads: int,
     limits: Limits,
     ready: Callable[[str], None],
+    self_draft: SelfDraft | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM (or, if asked, the end of standard input).
 
-    ready: called with the address once sessions are taken. Raises LinkError, ArtifactError.
+    ready: called with the address once sessions are taken. self_draft: how to draft where an
+    answer is left to the cloud alone. Raises LinkError, ArtifactError.
     """
-    stage = Stage(artifact, range(artifact.architecture.layers), threads=threads, limits=limits)
-    service = CloudService(stage, limits)
+    layers = range(artifact.architecture.layers)
+    cuts = self_draft.cuts if self_draft is not None else ()
+    stage = Stage(artifact, layers, exits=cuts, threads=threads, limits=limits)
+    service = CloudService(stage, limits, self_draft)
     asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes))
 
 

@@ -1,4 +1,4 @@
-"""A cloud process of our own on this machine: started, waited for, ended."""
+"""Processes of our own on this machine: started, waited for, ended."""
 
 from __future__ import annotations
 
@@ -8,26 +8,59 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from collm.errors import LinkError
-from collm.limits import Limits
+from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link.shapes import LinkShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spawned:
+    """A process of our own that takes connections."""
+
+    address: str
+    pid: int
 
 
 @contextmanager
-def spawned_cloud(folder: Path, *, threads: int, limits: Limits) -> Iterator[str]:
-    """The address of a fresh cloud process for the artifact `folder`, ended on leaving.
+def spawned_cloud(
+    folder: Path, *, threads: int, limits: Limits, arguments: Sequence[str] = ()
+) -> Iterator[Spawned]:
+    """A fresh cloud process for the artifact `folder`, ended on leaving.
 
-    It listens on a free loopback port, and also ends when this process dies.
-    Raises LinkError when it does not come up within `limits.spawn_seconds`.
+    It listens on a free loopback port, and also ends when this process dies. arguments: more of
+    `collm cloud`'s. Raises LinkError when it does not come up within `limits.spawn_seconds`.
     """
-    command = [sys.executable, "-m", "collm", "cloud", str(folder), "--listen", "127.0.0.1:0"]
+    words = ["cloud", str(folder), "--threads", str(threads), *arguments]
+    with _spawned(words, limits, "cloud") as spawned:
+        yield spawned
+
+
+@contextmanager
+def spawned_link(
+    shape: LinkShape, to: str, *, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Spawned]:
+    """A link shaper in a process of its own, in front of the address `to`; as `spawned_cloud`."""
+    words = ["link", "--to", to, "--delay", f"{1e6 * shape.delay_seconds:.0f}us"]
+    words += ["--jitter", f"{1e6 * shape.jitter_seconds:.0f}us"]
+    if shape.bits_per_second:
+        words += ["--rate", f"{shape.bits_per_second / 1e3:.3f}kbit"]
+    with _spawned(words, limits, "link") as spawned:
+        yield spawned
+
+
+@contextmanager
+def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawned]:
+    """`collm WORDS --listen 127.0.0.1:0 --spawned`, which says its address in a line."""
+    command = [sys.executable, "-m", "collm", *words, "--listen", "127.0.0.1:0", "--spawned"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [*command, "--threads", str(threads), "--spawned"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,  # a file: a pipe that nobody reads would block the process one day
@@ -35,12 +68,12 @@ def spawned_cloud(folder: Path, *, threads: int, limits: Limits) -> Iterator[str
             start_new_session=True,
         )
         try:
-            yield _address(process, said, limits)
+            yield Spawned(address=_address(process, said, limits, name), pid=process.pid)
         finally:
             _end(process, limits)
 
 
-def _address(process: subprocess.Popen[bytes], said: IO[bytes], limits: Limits) -> str:
+def _address(process: subprocess.Popen[bytes], said: IO[bytes], limits: Limits, name: str) -> str:
     """The line that the process prints when it takes sessions."""
     assert process.stdout is not None
     deadline = time.monotonic() + limits.spawn_seconds
@@ -48,13 +81,15 @@ def _address(process: subprocess.Popen[bytes], said: IO[bytes], limits: Limits) 
     while not line.endswith(b"\n") and len(line) < 1024:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-            raise LinkError(f"the cloud process did not come up in {limits.spawn_seconds:g} s")
+            raise LinkError(f"the {name} process did not come up in {limits.spawn_seconds:g} s")
         more = os.read(process.stdout.fileno(), 1024)
         if not more:
             process.wait(limits.shutdown_seconds)
             said.seek(0)
             lines = said.read(65536).decode(errors="replace").strip().splitlines()
-            raise LinkError(f"the cloud process ended: {lines[-1] if lines else 'it said nothing'}")
+            raise LinkError(
+                f"the {name} process ended: {lines[-1] if lines else 'it said nothing'}"
+            )
         line += more
     return line.decode(errors="replace").strip()
 

@@ -87,7 +87,10 @@ class CloudClient:
         self.sent = 0
         """Positions appended."""
         self.rows_run = 0
-        """Positions that the cloud has run through its layers for us, those run again too."""
+        """Positions that the cloud has run through its layers for us, those run again too.
+
+        Its own exits, where it drafts with them, are not in here.
+        """
         self.heads_run = 0
         """Positions at which it has computed logits for us."""
         hello = Hello(
@@ -235,9 +238,10 @@ class CloudClient:
             if not isinstance(reply, Token):
                 raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")
             self._check_token(reply.token_id)
-            # The first token comes from what was pending, each other one from the one before it.
-            self.rows_run += 1 if step else pending
-            self.heads_run += 1
+            # The first token comes from what was pending, each other one from the one before it;
+            # what a cloud drafted by itself in vain it ran as well.
+            self.rows_run += reply.rejected + (1 if step else pending)
+            self.heads_run += reply.rejected + 1
             yield reply
         raise ProtocolError(f"the cloud sent more than {max_tokens} tokens")
 

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from collm import __version__
-from collm.errors import CollmError, ContextFull, ProtocolError
+from collm.errors import CollmError, ProtocolError
 from collm.limits import Limits
-from collm.policy.sampling import choose, log_probability
+from collm.policy.sampling import log_probability
 from collm.runtime.stage import Stage, StageSession
+from collm.session.self_draft import SelfDraft, generate, judge
 from collm.wire.codec import WIRE_FORMATS
 from collm.wire.encoding import decode_client, encode
 from collm.wire.handshake import check_hello, refusal_for
@@ -32,14 +33,12 @@ from collm.wire.messages import (
     Bye,
     CloudMessage,
     Crop,
-    Finished,
     Generate,
     Heartbeat,
     Hello,
     Pong,
     Score,
     Scored,
-    Token,
     Verdict,
     Verify,
     Welcome,
@@ -47,15 +46,19 @@ from collm.wire.messages import (
 
 
 class CloudService:
-    """All sessions of one cloud process; they share the weights of one stage."""
+    """All sessions of one cloud process; they share the weights of one stage.
 
-    def __init__(self, stage: Stage, limits: Limits) -> None:
+    self_draft: how to draft where an answer is left to this cloud alone; None: not at all.
+    """
+
+    def __init__(self, stage: Stage, limits: Limits, self_draft: SelfDraft | None = None) -> None:
         self.stage = stage
         self.limits = limits
+        self.self_draft = self_draft
 
     def open(self, peer: str) -> CloudConversation:
         """A conversation for a new client; it takes no memory before its Hello is accepted."""
-        return CloudConversation(self.stage, self.limits)
+        return CloudConversation(self.stage, self.limits, self.self_draft)
 
     def refusal(self, error: CollmError) -> bytes:
         """The frame that tells a client why its session ends."""
@@ -65,9 +68,12 @@ class CloudService:
 class CloudConversation:
     """One client's session. Its methods never run at the same time."""
 
-    def __init__(self, stage: Stage, limits: Limits) -> None:
+    def __init__(self, stage: Stage, limits: Limits, self_draft: SelfDraft | None = None) -> None:
         self._stage = stage
         self._limits = limits
+        self._self_draft = self_draft
+        self._has_drafted = False
+        """Exits that were asked before do not start over: later answers do without drafts."""
         self._session: StageSession | None = None
         self._wire_format = "ids"
         self._ids: list[int] = []
@@ -155,27 +161,20 @@ class CloudConversation:
     def _verify(self, session: StageSession, message: Verify) -> Verdict:
         self._check_draft(session, message)
         started = time.perf_counter()
-        logits = session.logits(message.base)
-        seen = set(self._ids[: message.base + 1])
-        logprobs: list[float] = []
-        for offset, drafted in enumerate((*message.draft, None)):
-            row = logits[offset]
-            token = choose(row, message.sampling, message.base + offset + 1, seen)
-            logprobs.append(log_probability(row, token))
-            if token != drafted:
-                break
-            seen.add(token)
-        accepted = len(logprobs) - 1
+        logits, position = session.logits(message.base), message.base + 1
+        seen = set(self._ids[:position])
+        made = judge(logits, message.draft, message.sampling, position, seen)
+        accepted, (token, logprob) = len(made) - 1, made[-1]
         if accepted < len(message.draft):
-            self._crop(session, message.base + accepted + 1, self._epoch + 1)
+            self._crop(session, position + accepted, self._epoch + 1)
         return Verdict(
             epoch=message.epoch,
             base=message.base,
             accepted=accepted,
             next_token=token,
-            logprob=logprobs[-1],
+            logprob=logprob,
             cloud_seconds=time.perf_counter() - started,
-            logprobs_accepted=tuple(logprobs[:-1]),
+            logprobs_accepted=tuple(logprob for _, logprob in made[:-1]),
         )
 
     def _score(self, session: StageSession, message: Score) -> Scored:
@@ -211,33 +210,12 @@ class CloudConversation:
         self._check(session, message.epoch, message.base)
         if self._wire_format != "ids":
             raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
-        seen = set(self._ids)
-        for step in range(message.max_tokens):
-            started = time.perf_counter()
+        how = None if self._has_drafted else self._self_draft
+        self._has_drafted = how is not None or self._has_drafted
+        self._take(session.position - 1)
+        for reply in generate(session, self._ids, message, how):
             self._take(session.position - 1)
-            logits = session.logits(session.position - 1)[-1]
-            token = choose(logits, message.sampling, session.position, seen)
-            logprob = log_probability(logits, token)
-            yield Token(
-                epoch=message.epoch,
-                position=session.position,
-                token_id=token,
-                logprob=logprob,
-                cloud_seconds=time.perf_counter() - started,
-            )
-            if token in message.stop_ids:
-                yield Finished(epoch=message.epoch, reason="stop")
-                return
-            if step + 1 == message.max_tokens:
-                break
-            try:
-                session.append_ids([token])
-            except ContextFull:
-                yield Finished(epoch=message.epoch, reason="context")
-                return
-            self._ids.append(token)
-            seen.add(token)
-        yield Finished(epoch=message.epoch, reason="length")
+            yield reply
 
     def _check_draft(self, session: StageSession, message: Verify | Score) -> None:
         end = message.base + len(message.draft) + 1

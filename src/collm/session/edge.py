@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 from collm.config import Generation
 from collm.errors import PlacementError, PromptError
@@ -27,6 +28,7 @@ from collm.session import modes
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.events import Account, Piece
+from collm.session.oracle import Oracle
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
 from collm.session.run import Run
@@ -104,8 +106,13 @@ class Edge:
                 artifact, range(placement), exits=self.exits, threads=threads, limits=limits
             )
 
-    def answer(self, prompt_ids: Sequence[int], generation: Generation) -> Answer:
-        """Start an answer; iterate over it. Raises PromptError for prompts that do not fit."""
+    def answer(
+        self, prompt_ids: Sequence[int], generation: Generation, oracle: Oracle | None = None
+    ) -> Answer:
+        """Start an answer; iterate over it. Raises PromptError for prompts that do not fit.
+
+        oracle: drafts in the exits' place, in mode verified; for measurements.
+        """
         if generation.mode != self.mode:
             raise PromptError(f"this edge was loaded for {self.mode}, not {generation.mode}")
         context = self.artifact.architecture.context_length
@@ -119,6 +126,10 @@ class Edge:
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is {context}; "
                 "shorten the prompt"
             )
+        foretell = None
+        if oracle is not None:
+            self._check_oracle(oracle, generation)
+            foretell = partial(oracle.word, vocabulary=vocabulary, never=self.tokenizer.eos_ids)
         criterion = self.criterion(generation)
         eos = frozenset() if generation.ignore_eos else self.tokenizer.eos_ids
         run = Run(
@@ -134,6 +145,7 @@ class Edge:
             first_cut=self.first_cut,
             open_client=self._open_client if self._connect else None,
             max_positions=context,
+            oracle=foretell,
         )
         loop = _LOOPS[generation.mode]
         if self._is_whole and generation.mode == "verified":
@@ -150,6 +162,18 @@ class Edge:
         if made is None:
             made = self._criteria[spec] = load_criterion(spec, self.artifact)
         return Deadline(made) if generation.deadline_seconds else made
+
+    def _check_oracle(self, oracle: Oracle, generation: Generation) -> None:
+        if self.mode != "verified" or self._is_whole:
+            raise PromptError(
+                "an oracle needs a cloud that verifies its drafts: expected mode verified with "
+                f"some of the layers here, not {self.mode} with {self.placement}"
+            )
+        if generation.lookup:
+            raise PromptError("an oracle drafts alone; leave lookup out")
+        vocabulary = self.artifact.architecture.vocab_size
+        if not all(0 <= token_id < vocabulary for token_id in oracle.ids):
+            raise PromptError(f"the oracle has token ids outside 0 to {vocabulary - 1}")
 
     def _first_cut(self, first_cut: int | None) -> int:
         if first_cut is None:

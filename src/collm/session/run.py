@@ -41,6 +41,8 @@ class Run:
     open_client: Callable[[int], CloudClient] | None
     """Opens a session with the cloud that begins at the given layer."""
     max_positions: int
+    oracle: Callable[[int], int | None] | None = None
+    """Says what to draft at a position of the answer, instead of lookup, exits and criterion."""
     emitted: int = 0
     asked_at: float = -math.inf
     """When the caller asked for the next token, by `time.perf_counter`."""
@@ -78,6 +80,7 @@ class Run:
             tracker=CoherenceTracker(is_boundary=self.is_boundary),
             costs=self.costs,
             lookup=PromptLookup(self.ids) if self.generation.lookup else None,
+            oracle=self.oracle,
         )
 
     def emit(self, token_id: int, source: str, confidence: float, by: str) -> EmittedToken:

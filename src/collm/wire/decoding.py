@@ -256,4 +256,5 @@ def _token(body: pb.Token, limits: Limits) -> Token:
         token_id=checks.bounded("token id", body.token_id, limits.max_token_id),
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
+        rejected=checks.bounded("rejected", body.rejected, limits.max_draft_tokens),
     )

@@ -182,13 +182,18 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """One token of a running `Generate`, at `position`."""
+    """One token of a running `Generate`, at `position`.
+
+    A cloud that drafts sends several in a row; the first of them tells the time of all.
+    """
 
     epoch: int
     position: int
     token_id: int
     logprob: float
     cloud_seconds: float
+    rejected: int = 0
+    """Positions that the cloud ran for drafts of its own and took back, since the last token."""
 
 
 @dataclass(frozen=True, kw_only=True)

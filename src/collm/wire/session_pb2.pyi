@@ -198,18 +198,20 @@ class Scored(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., best_ids: _Optional[_Iterable[int]] = ..., best_logprobs: _Optional[_Iterable[float]] = ..., next_token: _Optional[int] = ..., next_logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("epoch", "position", "token_id", "logprob", "cloud_seconds")
+    __slots__ = ("epoch", "position", "token_id", "logprob", "cloud_seconds", "rejected")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     position: int
     token_id: int
     logprob: float
     cloud_seconds: float
-    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ...) -> None: ...
+    rejected: int
+    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., rejected: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("epoch", "reason")
