@@ -76,6 +76,9 @@ class Generation:
     refinement: Refinement = field(default_factory=Refinement)
     draft: int = 8
     """Most tokens drafted before the cloud is asked."""
+    ahead: float | None = None
+    """While a verdict is awaited in `verified` mode, draft on from guesses of at least this
+    confidence; None: wait."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
     ignore_eos: bool = False
@@ -91,6 +94,10 @@ class Generation:
         _require("deadline", self.deadline_seconds, 0.0, 3600.0)
         if self.deadline_seconds and self.mode != "threshold":
             raise PromptError(f"a deadline goes with mode threshold, not {self.mode}")
+        if self.ahead is not None:
+            _require("ahead", self.ahead, 0.0, 1.0)
+            if self.mode != "verified":
+                raise PromptError(f"drafting ahead goes with mode verified, not {self.mode}")
         if self.lookup and self.mode != "verified":
             raise PromptError(
                 f"lookup drafts need a cloud that verifies: mode verified, not {self.mode}"

@@ -27,6 +27,7 @@ from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudConversation, CloudService
 from collm.session.edge import Edge
+from collm.session.oracle import Oracle
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import (
     Append,
@@ -106,6 +107,58 @@ def test_all_ways_give_the_same_text(world: World, sampling: Sampling) -> None:
         for draft, threshold in ((1, 0.0), (5, 0.0), (16, 0.05), (3, 0.9)):
             bold = replace(made, draft=draft, threshold=threshold)
             assert answer(edge, bold) == reference, (placement, draft, threshold)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_drafting_ahead_gives_the_same_text(world: World, sampling: Sampling) -> None:
+    made = Generation(max_tokens=40, sampling=sampling, ignore_eos=True)
+    reference = answer(world.edge("verified", 4), made)
+    for placement in (0, 1, 3):
+        edge = world.edge("verified", placement)
+        for draft, threshold, ahead in ((1, 0.0, 0.0), (5, 0.1, 0.0), (16, 0.05, 0.04), (3, 2, 0)):
+            bold = replace(made, draft=draft, threshold=min(threshold, 1.0), ahead=ahead)
+            assert answer(edge, bold) == reference, (placement, draft, threshold, ahead)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("exits", [None, ()])
+def test_an_oracle_ahead_gives_the_same_text(
+    world: World, rate: float, exits: tuple[int, ...] | None
+) -> None:
+    made = Generation(max_tokens=60, ignore_eos=True, ahead=0.3)
+    reference = answer(world.edge("verified", 4), replace(made, ahead=None))
+    oracle = Oracle(ids=tuple(reference), rate=rate)
+    account = world.edge("verified", 2, exits=exits).answer(PROMPT, made, oracle).finish()
+    assert account.token_ids == reference
+    if rate == 1.0:
+        assert account.sources.get("oracle", 0) >= 58
+
+
+def test_drafting_ahead_fills_the_context(world: World) -> None:
+    made = Generation(max_tokens=1000, threshold=0.0, draft=7, ahead=0.0, ignore_eos=True)
+    account = world.edge("verified", 2).answer(PROMPT, made).finish()
+    assert len(PROMPT) + len(account.tokens) == 96
+
+
+def test_the_cloud_runs_nothing_that_was_drafted_on_a_wrong_guess(world: World) -> None:
+    bare = Bare(world)
+    bare.append(0, PROMPT)
+    first = bare.verify(len(PROMPT) - 1, [])
+    assert isinstance(first, Verdict)
+    wrong = (first.next_token + 1) % 300
+    (conversation,) = world.service.opened
+    session = conversation._session
+    assert session is not None
+    bare.append(len(PROMPT), [wrong, 5])
+    second = bare.verify(len(PROMPT) - 1, [wrong, 5])
+    assert isinstance(second, Verdict)
+    assert (second.accepted, second.next_token) == (0, first.next_token)
+    assert session.position == len(PROMPT) == session._done[-1]
+    # What was sent before that was known gets no answer: the next one is the new epoch's.
+    bare.send(Verify(epoch=0, base=len(PROMPT) + 1, draft=(6,), sampling=GREEDY))
+    bare.append(len(PROMPT), [first.next_token], epoch=1)
+    third = bare.verify(len(PROMPT), [], epoch=1)
+    assert isinstance(third, Verdict) and third.epoch == 1
 
 
 def test_single_exits_and_no_exits_give_the_same_text(world: World) -> None:

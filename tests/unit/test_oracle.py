@@ -171,9 +171,9 @@ def test_rows_travel_while_the_next_word_is_made(
     sent: list[int] = []
     plain = CloudClient.append
 
-    def counted(client: CloudClient, ids: list[int], rows: object) -> None:
+    def counted(client: CloudClient, ids: list[int], rows: object, **more: bool) -> None:
         sent.append(len(ids))
-        plain(client, ids, rows)  # type: ignore[arg-type]
+        plain(client, ids, rows, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CloudClient, "append", counted)
     made = replace(MADE, max_tokens=ROUND)

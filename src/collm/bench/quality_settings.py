@@ -42,6 +42,7 @@ class Setting:
     wire: str = "f32"
     first_cut: int | None = None
     draft: int = 8
+    ahead: float | None = None
     lookup: bool = False
     drafter: str = ""
     """Empty: the exits; else `oracle:RATE`."""
@@ -78,6 +79,8 @@ class Setting:
     def key(self) -> str:
         """What results are stored under: everything but the name, as JSON."""
         fields = asdict(replace(self, name=""))
+        if self.ahead is None:
+            del fields["ahead"]
         if not self.drafter:
             del fields["drafter"]  # so answers kept from before there were any are still found
         return json.dumps(fields, sort_keys=True)
@@ -100,6 +103,7 @@ class Setting:
             max_tokens=max_tokens,
             criterion=self.criterion,
             draft=self.draft,
+            ahead=self.ahead,
             lookup=self.lookup,
             deadline_seconds=self.deadline / 1000,
             refinement=Refinement(
@@ -213,6 +217,7 @@ _KINDS: Mapping[str, str] = {
     "wire": "f32, f16 or int8",
     "first_cut": _COUNT,
     "draft": _COUNT,
+    "ahead": _NUMBER,
     "lookup": "yes or no",
     "drafter": f"{ORACLE}:RATE with a rate from 0 to 1",
     "deadline": "milliseconds",

@@ -94,6 +94,13 @@ def run_command(
         float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
     ] = 0.0,
     draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
+    ahead: Annotated[
+        float | None,
+        typer.Option(
+            help="Mode verified: while a verdict is awaited, draft on from guesses of this "
+            "confidence, 0 to 1; default: wait."
+        ),
+    ] = None,
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Also draft from the text so far, in mode verified.")
     ] = False,
@@ -124,6 +131,7 @@ def run_command(
         deadline_seconds=deadline / 1000,
         refinement=Refinement(segment=segment, passes=passes, rank=rank, gap=gap),
         draft=draft,
+        ahead=ahead,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
         sampling=Sampling(

@@ -2,7 +2,9 @@
 
 A question with an empty draft ("which token comes next?") changes nothing in the cloud, so its
 answer may be given up: it is recognised when it comes after all, and never taken for another's.
-A draft's verdict says where the text was cropped, so until it is there nothing else can be done.
+A draft's verdict says where the text was cropped. Until it is there the text may only be gone on
+with, on the guess that the draft stands: more rows, more questions. Where it does not stand the
+cloud passes over what was sent on that guess, as both sides count crops (epochs).
 
 Not covered: reconnecting, and sending again what a lost session had.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -55,8 +57,17 @@ class _Question:
 
     epoch: int
     base: int
-    drafted: int
+    draft: tuple[int, ...]
     asked_at: float
+    may_go_on: bool = False
+    """Whether the text may go on before the verdict is there."""
+    void: bool = False
+    """Known to be refused at its first token: the verdict before named another."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens to be judged."""
+        return len(self.draft)
 
 
 class CloudClient:
@@ -115,9 +126,13 @@ class CloudClient:
         """Bytes received so far."""
         return self._link.bytes_down
 
-    def append(self, ids: Sequence[int], rows: F32 | None) -> None:
-        """Queue the next positions: ids, and their rows float32 [n, d] unless the cut is 0."""
-        self._check_settled()
+    def append(self, ids: Sequence[int], rows: F32 | None, *, settled: bool = False) -> None:
+        """Queue the next positions: ids, and their rows float32 [n, d] unless the cut is 0.
+
+        settled: they will not be taken back, and the cloud may run them before it is asked.
+        """
+        if not all(one.may_go_on for one in self._questions):
+            self._check_settled()
         width = 0 if rows is None else rows.shape[1]
         most = rows_per_append(self._wire_format, width, self._limits)
         for start in range(0, len(ids), most):
@@ -127,6 +142,7 @@ class CloudClient:
                 base=self.sent,
                 token_ids=part,
                 rows=None if rows is None else rows[start : start + most],
+                settled=settled,
             )
             self._link.send(encode(message, self._wire_format))
             self.sent += len(part)
@@ -140,6 +156,7 @@ class CloudClient:
         draft the session goes on as if it had not been asked; the verdict of another one has to
         be waited for with `collect` before anything else is done.
         """
+        self._check_settled()
         self._ask(tuple(draft), sampling)
         return self.collect(timeout)
 
@@ -148,12 +165,40 @@ class CloudClient:
 
         Raises LinkTimeout when `limits.max_questions` are unanswered.
         """
+        self._check_settled()
         self._ask((), sampling)
+
+    def submit(self, draft: Sequence[int], sampling: Sampling) -> None:
+        """As `verify`, without waiting: the verdict is `poll`'s.
+
+        A draft that goes on from one not judged yet begins with a guess at the token that comes
+        after that. Raises LinkTimeout when `limits.max_questions` are unanswered.
+        """
+        self._ask(tuple(draft), sampling, may_go_on=True)
+
+    def poll(self, *, wait: bool) -> Verdict | None:
+        """The verdict on the oldest question; None where it is not there yet, or none is awaited.
+
+        Where it crops the text, or ends with another token than the next question's draft begins
+        with, the questions after it are taken back, and all that was appended for them.
+        wait: for at most `limits.verdict_seconds`; raises LinkTimeout then.
+        """
+        given_up_at = time.monotonic() + (self._limits.verdict_seconds if wait else 0.0)
+        while self._questions:
+            try:
+                verdict, _ = self._next_verdict(max(0.0, given_up_at - time.monotonic()))
+            except LinkTimeout:
+                if wait:
+                    raise
+                return None
+            if verdict is not None:
+                return verdict
+        return None
 
     @property
     def outstanding(self) -> int:
-        """Questions whose verdicts have not been received."""
-        return len(self._questions)
+        """Questions whose verdicts have not been received, nor can be foretold."""
+        return sum(not one.void for one in self._questions)
 
     def collect(self, timeout: float | None = None) -> Verdict:
         """The verdict on the newest question. Older ones that come first are kept for `late`.
@@ -167,6 +212,8 @@ class CloudClient:
         )
         while True:
             verdict, seconds = self._next_verdict(max(0.0, given_up_at - time.monotonic()))
+            if verdict is None:
+                continue
             if not self._questions:
                 return verdict
             self._late.append((verdict, seconds))
@@ -178,9 +225,11 @@ class CloudClient:
         """
         while self._questions and not self._questions[0].drafted:
             try:
-                self._late.append(self._next_verdict(0.0))
+                verdict, seconds = self._next_verdict(0.0)
             except LinkTimeout:
                 break
+            if verdict is not None:
+                self._late.append((verdict, seconds))
         taken = list(self._late)
         self._late.clear()
         return taken
@@ -264,36 +313,53 @@ class CloudClient:
     ) -> None:
         self.close()
 
-    def _ask(self, draft: tuple[int, ...], sampling: Sampling) -> None:
-        self._check_settled()
+    def _ask(self, draft: tuple[int, ...], sampling: Sampling, *, may_go_on: bool = False) -> None:
         if len(self._questions) >= self._limits.max_questions:
             raise LinkTimeout(f"the cloud has left {len(self._questions)} questions unanswered")
         base = self.sent - len(draft) - 1
         message = Verify(epoch=self._epoch, base=base, draft=draft, sampling=sampling)
         asked_at = time.monotonic()
         self._link.send(encode(message))
-        self._questions.append(_Question(self._epoch, base, len(draft), asked_at))
+        self._questions.append(_Question(self._epoch, base, draft, asked_at, may_go_on))
         self._count(len(draft) + 1)
 
-    def _next_verdict(self, timeout: float) -> tuple[Verdict, float]:
-        """The verdict on the oldest question, and the seconds it took. Raises LinkTimeout."""
+    def _next_verdict(self, timeout: float) -> tuple[Verdict | None, float]:
+        """The verdict on the oldest question, None where it was void, and the seconds it took.
+
+        Raises LinkTimeout.
+        """
         verdict = self._expect(Verdict, timeout)
         question = self._questions.popleft()  # the cloud answers in order
         current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
         if not current or verdict.accepted > question.drafted:
             raise ProtocolError("the cloud's verdict is not about this draft")
         self._check_token(verdict.next_token)
+        seconds = time.monotonic() - question.asked_at
+        if question.void:
+            if verdict.accepted:
+                raise ProtocolError("the cloud accepts a token that it had refused")
+            return None, seconds
+        end = question.base + verdict.accepted + 1
         if verdict.accepted < question.drafted:
-            self._cropped(question.base + verdict.accepted + 1)
-        return verdict, time.monotonic() - question.asked_at
+            self._questions.clear()
+            self._cropped(end)
+        elif self._questions:
+            following = self._questions[0]
+            if following.may_go_on and following.draft[:1] not in ((), (verdict.next_token,)):
+                # The cloud, too, refuses that draft at once, and passes over those after it.
+                self._questions = deque([replace(following, void=True)])
+                self._cropped(end)
+        return verdict, seconds
 
     def _catch_up(self) -> None:
         """Receive the verdicts that come before the answer to what was sent last."""
         while self._questions:
-            self._late.append(self._next_verdict(self._limits.verdict_seconds))
+            verdict, seconds = self._next_verdict(self._limits.verdict_seconds)
+            if verdict is not None:
+                self._late.append((verdict, seconds))
 
     def _check_settled(self) -> None:
-        if self._questions and self._questions[-1].drafted:
+        if any(one.drafted and not one.void for one in self._questions):
             raise ProtocolError(
                 "a draft's verdict is still awaited and may crop the text; collect it first"
             )

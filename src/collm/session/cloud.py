@@ -14,11 +14,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from collm import __version__
+from collm.config import Sampling
 from collm.errors import CollmError, ProtocolError
 from collm.limits import Limits
 from collm.policy.sampling import log_probability
@@ -80,6 +82,8 @@ class CloudConversation:
         self._epoch = 0
         self._judged = 0
         """The first row whose logits can still be asked for."""
+        self._next: _Chosen | None = None
+        """The token that the last verdict ended with, while the text before it stands."""
 
     def receive(self, frame: bytes) -> Iterator[bytes]:
         """Take one frame, yield the replies as they are made."""
@@ -100,6 +104,8 @@ class CloudConversation:
         if isinstance(message, Append):
             self._append(session, message)
         elif isinstance(message, Verify):
+            if message.epoch < self._epoch:
+                return  # sent before the client could know that an earlier verdict cropped the text
             yield encode(self._verify(session, message))
         elif isinstance(message, Score):
             yield encode(self._score(session, message))
@@ -157,16 +163,18 @@ class CloudConversation:
         else:
             session.append_hidden(message.rows[-len(ids) :])
         self._ids.extend(ids)
+        if message.settled:
+            session.run(self._stage.layers.stop)
 
     def _verify(self, session: StageSession, message: Verify) -> Verdict:
         self._check_draft(session, message)
         started = time.perf_counter()
-        logits, position = session.logits(message.base), message.base + 1
-        seen = set(self._ids[:position])
-        made = judge(logits, message.draft, message.sampling, position, seen)
+        position = message.base + 1
+        made = self._judge(session, message, position)
         accepted, (token, logprob) = len(made) - 1, made[-1]
         if accepted < len(message.draft):
             self._crop(session, position + accepted, self._epoch + 1)
+        self._next = _Chosen(position + accepted, message.sampling, token, logprob)
         return Verdict(
             epoch=message.epoch,
             base=message.base,
@@ -176,6 +184,24 @@ class CloudConversation:
             cloud_seconds=time.perf_counter() - started,
             logprobs_accepted=tuple(logprob for _, logprob in made[:-1]),
         )
+
+    def _judge(
+        self, session: StageSession, message: Verify, position: int
+    ) -> list[tuple[int, float]]:
+        """As `judge`. A draft that goes on from the last verdict begins with a guess at its token:
+
+        that one is known, and where the guess is wrong nothing has to be run.
+        """
+        seen, chosen = set(self._ids[:position]), self._next
+        if chosen is None or (chosen.position, chosen.sampling) != (position, message.sampling):
+            logits = session.logits(message.base)
+            return judge(logits, message.draft, message.sampling, position, seen)
+        made = [(chosen.token, chosen.logprob)]
+        if message.draft and message.draft[0] == chosen.token:
+            seen.add(chosen.token)
+            logits, draft = session.logits(position), message.draft[1:]
+            made += judge(logits, draft, message.sampling, position + 1, seen)
+        return made
 
     def _score(self, session: StageSession, message: Score) -> Scored:
         self._check_draft(session, message)
@@ -242,8 +268,20 @@ class CloudConversation:
             raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
         session.crop(position)
         self._judged = min(self._judged, position)
+        if self._next is not None and position < self._next.position:
+            self._next = None
         del self._ids[position:]
         self._epoch = epoch
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The full model's token at a position."""
+
+    position: int
+    sampling: Sampling
+    token: int
+    logprob: float
 
 
 def _rank(logits: npt.NDArray[np.float32], token: int) -> int:

@@ -34,10 +34,11 @@ from collm.session.refine import refine
 from collm.session.run import Run
 from collm.session.text import TextOut
 from collm.session.threshold import threshold
+from collm.session.verified import verified
 from collm.wire.codec import ROW_FORMATS
 
 _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
-    "verified": modes.verified,
+    "verified": verified,
     "threshold": threshold,
     "refine": refine,
     "standalone": modes.standalone,

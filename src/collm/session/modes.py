@@ -1,6 +1,5 @@
-"""Modes as loops that yield tokens as they become certain; `threshold` and `refine` have files.
+"""Modes as loops that yield tokens as they become certain; others have files.
 
-`verified`   draft at the exits, the cloud verifies: exactly the full model's text
 `cloud`      the cloud generates alone: the baseline and the fallback
 `standalone` the edge alone: fast kernels, the exits' word is final
 `whole`      the edge holds the whole model: the reference that `verified` equals
@@ -27,64 +26,6 @@ FULL_MODEL = "full model"
 DEEPEST_EXIT = "deepest exit"
 
 
-def verified(run: Run) -> Tokens:
-    """Draft until unsure, verify, crop, go on."""
-    stage = stage_of(run)
-    cut = stage.layers.stop
-    session = stage.open()
-    with run.client(cut) as client:
-        drafter = run.drafter(session)
-        with run.at_edge():
-            drafter.read_prompt(run.ids)
-
-        def upload() -> None:
-            """Rows at the cut for every position not sent yet; they travel in the background."""
-            with run.at_edge():
-                rows = session.hidden_at(cut, client.sent)
-            client.append(run.ids[client.sent :], rows if cut else None)
-
-        while run.remaining > 0:
-            known, room = len(run.ids), run.remaining
-            guesses: list[Guess] = []
-            draft: list[Decision] = []
-            while len(draft) < min(run.generation.draft, room - 1):
-                with run.at_edge():
-                    guess = drafter.guess(run.ids)
-                guesses.append(guess)
-                if guess.decision is None or guess.decision.reading.token_id in run.stop_ids:
-                    break
-                reading = guess.decision.reading
-                if reading.cut == cut:
-                    upload()  # the row is there: let it travel while the next one is made
-                draft.append(guess.decision)
-                run.ids.append(reading.token_id)
-                drafter.write(reading.token_id, reading.confidence, reading.entropy)
-                session.append_ids([reading.token_id])
-            upload()
-            drafted = [made.reading.token_id for made in draft]
-            verdict = client.verify(drafted, run.generation.sampling)
-            run.count(client)
-            run.account.rounds += 1
-            run.account.drafted += len(draft)
-            run.account.cloud_seconds += verdict.cloud_seconds
-            accepted = drafted[: verdict.accepted]
-            for guess, token_id in zip(guesses, [*accepted, verdict.next_token], strict=False):
-                drafter.learn(guess, token_id)
-            del run.ids[known + verdict.accepted :]
-            session.crop(len(run.ids))
-            drafter.crop(len(run.ids))
-            run.ids.append(verdict.next_token)
-            probability = math.exp(verdict.logprob)
-            drafter.write(verdict.next_token, probability, math.nan)
-            for made in draft[: verdict.accepted]:
-                yield run.emit_reading(made.reading, made.by)
-            yield run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
-            if run.remaining > 0:
-                session.append_ids([verdict.next_token])
-        run.account.coherence = drafter.tracker.read()
-    run.count(client)
-
-
 def cloud(run: Run) -> Tokens:
     """The cloud generates and streams; the edge only has the tokenizer."""
     with run.client(0) as client:
@@ -102,6 +43,7 @@ def standalone(run: Run) -> Tokens:
     """The first exit that is taken answers, for want of one the deepest, or the model's head."""
     stage = stage_of(run)
     session = stage.open(exact=False)
+    session.append_ids(run.ids)
     drafter = run.drafter(session, exits_before_the_end(run))
     with run.at_edge():
         drafter.read_prompt(run.ids)

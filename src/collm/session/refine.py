@@ -42,6 +42,7 @@ def refine(run: Run) -> Tokens:
     session = stage_of(run).open()
     cut = stage_of(run).layers.stop
     with run.client(cut) as client:
+        session.append_ids(run.ids)
         drafter = run.drafter(session)
         with run.at_edge():
             drafter.read_prompt(run.ids)

@@ -70,8 +70,7 @@ class Run:
         return self.open_client(cut)
 
     def drafter(self, session: StageSession, cuts: tuple[int, ...] | None = None) -> Drafter:
-        """The exits of `session`, which gets the prompt, under this answer's criterion."""
-        session.append_ids(self.ids)
+        """The exits of `session`, which holds the prompt, under this answer's criterion."""
         return Drafter(
             session,
             self.exits if cuts is None else cuts,

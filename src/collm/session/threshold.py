@@ -40,6 +40,7 @@ def threshold(run: Run) -> Tokens:
                 rows = session.hidden_at(first_cut, client.sent) if first_cut else None
                 client.append(run.ids[client.sent :], rows)
 
+        session.append_ids(run.ids)
         drafter = run.drafter(session)
         cloud = _Cloud(run, client, upload)
         with run.at_edge():

@@ -146,6 +146,7 @@ def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> A
         base=body.base,
         token_ids=checks.token_ids("token id", body.token_ids, limits),
         rows=decoded if rows else None,
+        settled=body.settled,
     )
 
 

@@ -120,6 +120,7 @@ def _append(message: Append, wire_format: str) -> pb.Append:
         token_ids=message.token_ids,
         wire_format=wire_format,
         rows=payload,
+        settled=message.settled,
     )
 
 

@@ -16,7 +16,7 @@ from collm.config import Sampling
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 1
+PROTOCOL_MINOR = 2
 """Goes up with additions that an older peer may not know; 1 brought `Score`."""
 
 REFUSAL_CODES = frozenset(
@@ -60,13 +60,15 @@ class Append:
     token_ids: tuple[int, ...]
     rows: Rows | None
     """f32 [len(token_ids), hidden], or None with wire format `ids`. Read-only when decoded."""
+    settled: bool = False
+    """A hint: they stay, and more will follow before a question; a cloud may run them at once."""
 
     def __eq__(self, other: object) -> bool:
         """Equal when every field is, rows compared by value."""
         if not isinstance(other, Append):
             return NotImplemented
-        mine = (self.epoch, self.base, self.token_ids)
-        if mine != (other.epoch, other.base, other.token_ids):
+        mine = (self.epoch, self.base, self.token_ids, self.settled)
+        if mine != (other.epoch, other.base, other.token_ids, other.settled):
             return False
         if self.rows is None or other.rows is None:
             return self.rows is other.rows
@@ -77,7 +79,8 @@ class Append:
 class Verify:
     """Judge a draft. Row `base` predicts `draft[0]`; rows to `base + len(draft)` were appended.
 
-    An empty draft asks for the one token that follows position `base`.
+    An empty draft asks for the one token that follows position `base`. One of an epoch gone by
+    was sent before its client knew of a crop, and gets no answer.
     """
 
     epoch: int

@@ -74,18 +74,20 @@ class Hello(_message.Message):
     def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("epoch", "base", "token_ids", "wire_format", "rows")
+    __slots__ = ("epoch", "base", "token_ids", "wire_format", "rows", "settled")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     wire_format: str
     rows: bytes
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., wire_format: _Optional[str] = ..., rows: _Optional[bytes] = ...) -> None: ...
+    settled: bool
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., wire_format: _Optional[str] = ..., rows: _Optional[bytes] = ..., settled: _Optional[bool] = ...) -> None: ...
 
 class Verify(_message.Message):
     __slots__ = ("epoch", "base", "draft", "sampling")

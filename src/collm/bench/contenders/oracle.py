@@ -9,12 +9,24 @@ from collm.bench.contender import CEILING, Contender, SettingAnswerer, Surroundi
 from collm.bench.quality_settings import Setting
 from collm.session.oracle import Oracle
 
+_AHEAD = 0.3
+_RATES = (0.3, 0.5, 0.7, 0.9, 1.0)
+
 
 class OracleAnswerer(SettingAnswerer):
-    """Drafts the full model's recorded answer, spoiled now and then."""
+    """Drafts the full model's recorded answer, spoiled now and then.
 
-    def __init__(self, around: Surroundings, rate: float) -> None:
-        super().__init__(around, Setting(mode="verified", placement=around.placement))
+    is_free: without the deepest exit, which is run for every draft otherwise.
+    """
+
+    def __init__(
+        self, around: Surroundings, rate: float, *, ahead: float | None, is_free: bool = False
+    ) -> None:
+        exits = () if is_free else None
+        placement = around.placement
+        super().__init__(
+            around, Setting(mode="verified", placement=placement, exits=exits, ahead=ahead)
+        )
         self._rate = rate
 
     def extras(self, own: Sequence[int]) -> dict[str, Any]:
@@ -22,12 +34,30 @@ class OracleAnswerer(SettingAnswerer):
         return {"oracle": Oracle(ids=tuple(own), rate=self._rate, seed=self.seed)}
 
 
-CONTENDERS = (
-    Contender(
-        name="verified, oracle 0.9",
+def _oracle(rate: float) -> Contender:
+    return Contender(
+        name=f"verified, oracle {rate:g}",
         kind=CEILING,
-        note="drafts are the full model's recorded text, right 9 times in 10: identical text",
+        note=f"drafts are the full model's recorded text, {rate:.0%} of them right: identical text",
         mode="verified",
-        start=lambda around: OracleAnswerer(around, 0.9),
+        start=lambda around: OracleAnswerer(around, rate, ahead=_AHEAD),
+    )
+
+
+CONTENDERS = (
+    *(_oracle(rate) for rate in _RATES),
+    Contender(
+        name="verified, oracle 0.9, waiting",
+        kind=CEILING,
+        note="the same at 90 %, and the edge waits for each verdict",
+        mode="verified",
+        start=lambda around: OracleAnswerer(around, 0.9, ahead=None),
+    ),
+    Contender(
+        name="verified, free oracle 0.9",
+        kind=CEILING,
+        note="the same at 90 %, drafting ahead, and drafts cost the edge its layers but no exit",
+        mode="verified",
+        start=lambda around: OracleAnswerer(around, 0.9, ahead=_AHEAD, is_free=True),
     ),
 )

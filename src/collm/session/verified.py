@@ -1,0 +1,194 @@
+"""Mode `verified`: the exits draft, the cloud verifies; the text is exactly the full model's.
+
+The prompt goes up in pieces, so that the cloud runs one while the edge runs the next. Then there
+are two ways to share the time. One waits: draft until unsure, ask, go on from the verdict. The
+other drafts ahead: it asks as soon as the cloud is idle, and while a verdict is awaited goes on
+from its own guess, unsure or not. Where the guess was wrong only the edge has worked in vain: the
+cloud does not run what was drafted on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from collm.policy.observation import Decision, Reading
+from collm.runtime.stage import StageSession
+from collm.session.client import CloudClient
+from collm.session.drafter import Drafter, Guess
+from collm.session.events import EmittedToken
+from collm.session.modes import FULL_MODEL, Tokens, stage_of
+from collm.session.run import Run
+from collm.wire.messages import Verdict
+
+_PIECE = 32
+"""Rows of a prompt that go up at a time: few enough to overlap, enough to be run well."""
+_PAIR = 2
+"""Rows worth asking about when the cloud is idle: one alone would cost it as much."""
+_MOST_ASKED = 4
+
+
+def verified(run: Run) -> Tokens:
+    """Draft, verify, crop, go on."""
+    stage = stage_of(run)
+    cut = stage.layers.stop
+    session = stage.open()
+    with run.client(cut) as client:
+        most = _PIECE if cut else len(run.ids)
+        for start in range(0, len(run.ids), most):
+            piece, is_last = run.ids[start : start + most], start + most >= len(run.ids)
+            with run.at_edge():
+                session.append_ids(piece)
+                rows = session.hidden_at(cut, client.sent)
+            client.append(piece, rows if cut else None, settled=not is_last)
+        draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
+        while draft.room > 0:
+            if not draft.is_stuck:
+                draft.extend()
+            verdict = client.poll(wait=draft.is_stuck)
+            if verdict is not None:
+                yield from draft.settle(verdict)
+        run.account.coherence = draft.drafter.tracker.read()
+    run.count(client)
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """The end of `run.ids`, which the full model has not spoken on yet."""
+
+    run: Run
+    session: StageSession
+    client: CloudClient
+    drafter: Drafter
+    settled: int = 0
+    """Positions whose tokens are the full model's."""
+    asked: int = 0
+    """The next draft to be judged begins here."""
+    stuck_at: int = 0
+    """Nothing is drafted for this position: it has to be heard from the cloud."""
+    guesses: dict[int, Guess] = field(default_factory=dict)
+    """What was seen of each position."""
+    taken: dict[int, Decision] = field(default_factory=dict)
+    """Guesses that the criterion took."""
+
+    def __post_init__(self) -> None:
+        run = self.run
+        self.settled = self.asked = len(run.ids)
+        if run.generation.ahead is not None:
+            self._ask()  # the first token need not wait for the exits to read the prompt
+        with run.at_edge():
+            self.drafter.read_prompt(run.ids)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be emitted."""
+        run = self.run
+        left = run.generation.max_tokens - run.emitted
+        return min(left, run.max_positions - self.settled)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether there is nothing to do but to wait for a verdict."""
+        return self.stuck_at == len(self.run.ids) or self.client.outstanding >= _MOST_ASKED
+
+    def extend(self) -> None:
+        """Draft one token more, and ask the cloud where that is due."""
+        run, ids, ahead = self.run, self.run.ids, self.run.generation.ahead
+        is_long = len(ids) - self.asked >= run.generation.draft
+        if is_long and ahead is not None:
+            self._ask()
+            return
+        guess = None
+        if not is_long and len(ids) - self.settled < self.room - 1:
+            with run.at_edge():
+                guess = self.guesses[len(ids)] = self.drafter.guess(ids)
+        made = guess.decision if guess is not None else None
+        if made is not None and made.reading.token_id not in run.stop_ids:
+            self.taken[len(ids)] = made
+            run.account.drafted += 1
+            self._write(made.reading)
+            if ahead is not None and self._is_worth_asking:
+                self._ask()
+            return
+        unsure = guess.seen.last if guess is not None and guess.seen is not None else None
+        if not self.client.outstanding or len(ids) > self.asked:
+            self._ask()
+        if (
+            made is None
+            and unsure is not None
+            and unsure.confidence >= (math.inf if ahead is None else ahead)
+            and unsure.token_id not in run.stop_ids
+        ):
+            self._write(unsure)
+        else:
+            self.stuck_at = len(ids)
+
+    def settle(self, verdict: Verdict) -> Generator[EmittedToken, None, None]:
+        """Take a verdict in; the tokens that have become certain."""
+        run, ids, account = self.run, self.run.ids, self.run.account
+        run.count(self.client)
+        account.rounds += 1
+        account.cloud_seconds += verdict.cloud_seconds
+        first, probability = verdict.base + 1, math.exp(verdict.logprob)
+        end = first + verdict.accepted
+        certain = [*ids[first:end], verdict.next_token]
+        for position, token_id in enumerate(certain, first):
+            if position in self.guesses:
+                self.drafter.learn(self.guesses.pop(position), token_id)
+        goes_on = ids[end : end + 1] == [verdict.next_token]
+        if not goes_on:
+            self._go_back(end)
+            ids.append(verdict.next_token)
+            self.drafter.write(verdict.next_token, probability, math.nan)
+        self.asked = max(self.asked, end + 1)
+        new = range(self.settled, end + 1)
+        self.settled = end + 1
+        for position in new:
+            made = self.taken.pop(position, None)
+            if made is not None:
+                yield run.emit_reading(made.reading, made.by)
+            else:
+                yield run.emit(ids[position], "cloud", probability, FULL_MODEL)
+        if not goes_on and self.room > 0:
+            self.session.append_ids([verdict.next_token])
+
+    @property
+    def _is_worth_asking(self) -> bool:
+        return not self.client.outstanding and len(self.run.ids) - self.asked >= _PAIR
+
+    def _write(self, reading: Reading) -> None:
+        """Go on with this token."""
+        cut = stage_of(self.run).layers.stop
+        if reading.cut == cut:
+            self._upload()  # the row is there: let it travel while the next one is made
+        self.run.ids.append(reading.token_id)
+        self.drafter.write(reading.token_id, reading.confidence, reading.entropy)
+        self.session.append_ids([reading.token_id])
+
+    def _ask(self) -> None:
+        self._upload()
+        self.client.submit(self.run.ids[self.asked :], self.run.generation.sampling)
+        self.asked = len(self.run.ids)
+
+    def _upload(self) -> None:
+        """Rows at the cut for every position not sent yet; they travel in the background."""
+        run, client = self.run, self.client
+        cut = stage_of(run).layers.stop
+        if client.sent == len(run.ids):
+            return
+        with run.at_edge():
+            rows = self.session.hidden_at(cut, client.sent)
+        client.append(run.ids[client.sent :], rows if cut else None)
+
+    def _go_back(self, position: int) -> None:
+        """Forget every position from `position` on."""
+        del self.run.ids[position:]
+        self.session.crop(position)
+        self.drafter.crop(position)
+        if self.client.sent > position:
+            self.client.crop(position)
+        self.asked, self.stuck_at = min(self.asked, position), 0
+        for seen in (self.guesses, self.taken):
+            for gone in [at for at in seen if at >= position]:
+                del seen[gone]
