@@ -140,6 +140,17 @@ def test_drafting_ahead_fills_the_context(world: World) -> None:
     assert len(PROMPT) + len(account.tokens) == 96
 
 
+def test_the_cloud_runs_what_is_settled_before_it_is_asked(world: World) -> None:
+    bare = Bare(world)
+    bare.send(Append(epoch=0, base=0, token_ids=tuple(PROMPT), rows=None, settled=True))
+    bare.append(len(PROMPT), [8])
+    bare.send(Heartbeat(nonce=1))
+    assert bare.receive() == Pong(nonce=1)  # frames are taken in order
+    session = world.service.opened[0]._session
+    assert session is not None
+    assert (session._done[-1], session.position) == (len(PROMPT), len(PROMPT) + 1)
+
+
 def test_the_cloud_runs_nothing_that_was_drafted_on_a_wrong_guess(world: World) -> None:
     bare = Bare(world)
     bare.append(0, PROMPT)
