@@ -59,6 +59,8 @@ class _Question:
     base: int
     draft: tuple[int, ...]
     asked_at: float
+    rows: int
+    """Positions that the cloud has to run for it."""
     may_go_on: bool = False
     """Whether the text may go on before the verdict is there."""
     void: bool = False
@@ -320,7 +322,8 @@ class CloudClient:
         message = Verify(epoch=self._epoch, base=base, draft=draft, sampling=sampling)
         asked_at = time.monotonic()
         self._link.send(encode(message))
-        self._questions.append(_Question(self._epoch, base, draft, asked_at, may_go_on))
+        rows = self.sent - self._run_to
+        self._questions.append(_Question(self._epoch, base, draft, asked_at, rows, may_go_on))
         self._count(len(draft) + 1)
 
     def _next_verdict(self, timeout: float) -> tuple[Verdict | None, float]:
@@ -341,15 +344,21 @@ class CloudClient:
             return None, seconds
         end = question.base + verdict.accepted + 1
         if verdict.accepted < question.drafted:
-            self._questions.clear()
-            self._cropped(end)
+            self._take_back(end)
         elif self._questions:
             following = self._questions[0]
             if following.may_go_on and following.draft[:1] not in ((), (verdict.next_token,)):
                 # The cloud, too, refuses that draft at once, and passes over those after it.
-                self._questions = deque([replace(following, void=True)])
-                self._cropped(end)
+                self._take_back(end)
+                self._questions.append(replace(following, void=True))
         return verdict, seconds
+
+    def _take_back(self, position: int) -> None:
+        """The text ends here, and the cloud runs nothing for what was asked on its going on."""
+        self.rows_run -= sum(one.rows for one in self._questions)
+        self.heads_run -= sum(one.drafted + 1 for one in self._questions)
+        self._questions.clear()
+        self._cropped(position)
 
     def _catch_up(self) -> None:
         """Receive the verdicts that come before the answer to what was sent last."""
