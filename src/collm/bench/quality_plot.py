@@ -35,7 +35,7 @@ _COLOURS = {
     "refine": "#6a994e",
     "standalone": "#8e5ea2",
 }
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
@@ -74,7 +74,7 @@ def draw_plots(report: QualityReport, folder: Path) -> list[Path]:
     """Draw every figure that the report has data for; returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for domain in report.domains:
             for unit, work in _WORK.items():
                 path = folder / f"quality-{unit}-{domain}.png"

@@ -57,14 +57,14 @@ class Row:
     """Wall time a token over plain cloud's: below 1 is faster."""
 
 
-def rows(raw: Mapping[str, Any], link: str) -> list[Row]:
-    """Every contender that answered on this link, in the order of the file."""
+def rows(raw: Mapping[str, Any], link: str, only: str | None = None) -> list[Row]:
+    """Every contender (or only one) that answered on this link, in the order of the file."""
     answers = [a for a in raw["answers"] if a["link"] == link]
     plain = {(a["prompt"], a["round"]): a for a in answers if a["contender"] == PLAIN}
     made = []
     for contender in raw["contenders"]:
         some = [a for a in answers if a["contender"] == contender["name"]]
-        if some:
+        if some and only in (None, contender["name"]):
             made.append(_row(contender, some, plain))
     return made
 
@@ -77,7 +77,7 @@ def break_even(raw: Mapping[str, Any], contender: str) -> float | None:
     """
     points = []
     for link in sorted(raw["links"], key=lambda one: one["round_trip_seconds"]):
-        found = [row for row in rows(raw, link["name"]) if row.name == contender]
+        found = rows(raw, link["name"], contender)
         if found and found[0].against_plain is not None:
             points.append((link["round_trip_seconds"], found[0].against_plain.value))
     for (near, before), (far, after) in pairwise(points):
@@ -154,12 +154,9 @@ def _against(some: Sequence[Answer], plain: Mapping[tuple[str, int], Answer]) ->
     value = float(np.median(np.concatenate(ratios)))
     if len(ratios) < 2:
         return Interval(value=value, low=None, high=None)
-    random = np.random.default_rng(0)
-    drawn = [
-        np.median(
-            np.concatenate([ratios[i] for i in random.integers(len(ratios), size=len(ratios))])
-        )
-        for _ in range(2000)
-    ]
+    most = max(map(len, ratios))
+    padded = np.array([np.pad(one, (0, most - len(one)), constant_values=np.nan) for one in ratios])
+    chosen = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    drawn = np.nanmedian(padded[chosen].reshape(len(chosen), -1), axis=1)
     low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
     return Interval(value=value, low=low, high=high)

@@ -1,8 +1,9 @@
-"""The report of `collm bench table` as Markdown: a table a link, break-even points, the machine."""
+"""The report of `collm bench table`: a table a link, break-even points, the machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,28 @@ _WORK = ("contender", "requests a token", "cloud CPU saved", "cloud FLOPs saved"
          "ROUGE-L")  # fmt: skip
 
 
-def write_report(raw: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write report.md into `folder`; returns what was written."""
-    path = folder / "report.md"
-    path.write_text(markdown(raw), encoding="utf-8")
-    return [path]
+def write_report(
+    raws: Sequence[Mapping[str, Any]], folder: Path, capacity: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write report.md and, where matplotlib is there, report.html and its plots into `folder`.
+
+    raws: one run, or several that belong together. Returns what was written.
+    """
+    files = {"report.md": "\n".join(markdown(raw) for raw in raws)}
+    if find_spec("matplotlib") is not None:
+        from collm.bench.table_page import page
+        from collm.bench.table_plots import capacity_plot, plots
+
+        drawn = [plots(raw) for raw in raws]
+        more = [capacity_plot(capacity)] if capacity else []
+        files["report.html"] = page(raws, drawn, more)
+        for number, some in enumerate(drawn):
+            last = f"-{number + 1}" if number else ""
+            files |= {f"{plot.name}{last}.svg": plot.svg for plot in some}
+        files |= {f"{plot.name}.svg": plot.svg for plot in more}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
 
 
 def markdown(raw: Mapping[str, Any]) -> str:
@@ -115,8 +133,9 @@ def _break_even(raw: Mapping[str, Any]) -> list[str]:
     for one in raw["contenders"]:
         if one["name"] == PLAIN:
             continue
-        ratios = [r.against_plain for link in raw["links"] for r in rows(raw, link["name"])
-                  if r.name == one["name"] and r.against_plain is not None]  # fmt: skip
+        ratios = [r.against_plain for link in raw["links"]
+                  for r in rows(raw, link["name"], one["name"])
+                  if r.against_plain is not None]  # fmt: skip
         at = break_even(raw, one["name"])
         if at is not None:
             said = f"{1000 * at:.1f} ms"

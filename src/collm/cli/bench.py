@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
+from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
 from collm.cli.demo import PROMPTS
 from collm.cli.options import (
@@ -29,6 +30,7 @@ from collm.model.sources import resolve_source
 
 bench = typer.Typer(help="Measure, against baselines in the same run.", no_args_is_help=True)
 bench.command("table")(table_command)
+bench.command("report")(report_command)
 bench.command("capacity")(capacity_command)
 bench.command("scaling")(scaling_command)
 

@@ -163,7 +163,7 @@ def table_command(
         path = out / "table.json"
         path.write_text(text + "\n", encoding="utf-8")
         written.append(path)
-        written += write_report(json.loads(text), out)
+        written += write_report([json.loads(text)], out)
     if as_json:
         typer.echo(text)
         return
