@@ -103,3 +103,18 @@ def test_the_benchmark_report_is_made_from_its_raw_result() -> None:
         for line in markdown(raw).splitlines(keepends=True)
     )
     assert (ROOT / "docs/benchmarks.md").read_text().endswith(report)
+
+
+def test_the_capacity_table_says_what_was_measured() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    results = json.loads((ROOT / "docs/results/capacity.json").read_text())["results"]
+    plain = results[0]["clients"]
+    for one in results:
+        level = next(c for c in one["curve"] if c["clients"] == one["clients"])
+        rate = level["tokens_per_second"]
+        figures = (
+            f"| {one['clients']} | {one['clients'] / plain:.1f} | {rate:.0f} | "
+            f"{1000 * level['cloud_cpu'] / rate:.1f} ms | "
+            f"{one['identical']} of {one['answers']} |"
+        )
+        assert figures in page, one["name"]
