@@ -119,11 +119,12 @@ def test_closing_the_link_ends_its_connections() -> None:
 def test_nobody_behind_it_ends_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         to = f"127.0.0.1:{probe.getsockname()[1]}"
-    with LinkShaper(NAMED_LINKS["loopback"], "127.0.0.1:0", to) as link, dial(link.address) as near:
+    with LinkShaper(NAMED_LINKS["loopback"], "127.0.0.1:0", to) as link:
         try:
-            assert near.recv(1) == b""
+            with dial(link.address) as near:
+                assert near.recv(1) == b""
         except ConnectionError:
-            pass
+            pass  # as good an end, and it may come before the dialling is over
 
 
 def test_a_port_in_use_is_a_line() -> None:

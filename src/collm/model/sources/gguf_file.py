@@ -139,6 +139,11 @@ class GgufCheckpoint:
             return value
 
         heads = int(get("attention.head_count"))
+        if heads < 1:
+            raise SourceError(
+                f"{self._path}: {arch}.attention.head_count is {heads}, expected 1 or more;"
+                " the file is damaged, fetch it again"
+            )
         hidden = int(get("embedding_length"))
         config: dict[str, Any] = {
             "num_hidden_layers": int(get("block_count")),
