@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, redirect_stderr
 from io import StringIO
@@ -13,19 +14,19 @@ from collm.bench.failures import BaselineFailed
 
 
 class Reference:
-    """A GGUF file's weights as float32, on all cores: this is not timed.
+    """A GGUF file's weights as float32. threads: all cores unless told, as where it is not timed.
 
     Raises BaselineFailed where Transformers cannot read the whole model.
     """
 
-    def __init__(self, gguf: Path) -> None:
+    def __init__(self, gguf: Path, threads: int | None = None) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
         self._torch = torch
         config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         self._model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -59,6 +60,48 @@ class Reference:
                 pad_token_id=pad,
             )
         return [upto_end(row, eos_ids) for row in made[:, longest:].tolist()]
+
+    def streamed(
+        self, prompt: Sequence[int], tokens: int, early_exit: int | None = None
+    ) -> tuple[list[int], list[float]]:
+        """`tokens` greedy tokens, and the seconds after which each came.
+
+        early_exit: drafts come from so many of its layers (`assistant_early_exit`).
+        """
+        from transformers.generation import BaseStreamer
+
+        made: list[int] = []
+        arrivals: list[float] = []
+
+        class Streamer(BaseStreamer):
+            is_prompt = True
+
+            def put(self, value: Any) -> None:
+                if not self.is_prompt:
+                    some = value.reshape(-1).tolist()
+                    made.extend(some)
+                    arrivals.extend([time.perf_counter() - started] * len(some))
+                self.is_prompt = False
+
+            def end(self) -> None:
+                pass
+
+        more = {} if early_exit is None else {"assistant_early_exit": early_exit}
+        ids = self._torch.tensor([list(prompt)])
+        started = time.perf_counter()
+        with self._torch.inference_mode():
+            self._model.generate(
+                ids,
+                attention_mask=self._torch.ones_like(ids),
+                do_sample=False,
+                repetition_penalty=1.0,
+                max_new_tokens=tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+                streamer=Streamer(),
+                **more,
+            )
+        return made[:tokens], arrivals[:tokens]
 
     def argmaxes(self, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
         """The token it would have put in the place of each of `answer`, given those before."""

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
+from collm.cli.bench_peers import peers_command
 from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
 from collm.cli.demo import PROMPTS
@@ -32,6 +33,7 @@ bench = typer.Typer(help="Measure, against baselines in the same run.", no_args_
 bench.command("table")(table_command)
 bench.command("report")(report_command)
 bench.command("capacity")(capacity_command)
+bench.command("peers")(peers_command)
 bench.command("scaling")(scaling_command)
 
 
