@@ -35,3 +35,18 @@ def test_a_table_over_a_shaped_link(smollm2: Path, tmp_path: Path) -> None:
     again = collm(*words)  # everything is there: nothing is answered again
     assert again.code == 0, again.err
     assert json.loads((tmp_path / "table.json").read_text())["answers"] == raw["answers"]
+
+
+@pytest.mark.timeout(180)
+def test_peers_answer_over_the_same_link(smollm2: Path, tmp_path: Path) -> None:
+    out = tmp_path / "peers.json"
+    words = ["bench", "peers", smollm2, "--limit", "1", "--tokens", "4", "--rounds", "1"]
+    ran = collm(*words, "--contenders", "fair-split", "--link", "loopback", "--out", out)
+    assert ran.code == 0, ran.err
+    assert "llama.cpp's RPC split was left out" in ran.err
+    raw = json.loads(out.read_text())
+    names = ["plain cloud", "fair split", "Transformers", "Transformers, early exit"]
+    assert [peer["name"] for peer in raw["peers"]] == names
+    prefixes = {one["peer"]: one["same_prefix"] for one in raw["answers"]}
+    assert prefixes["fair split"] == 4
+    assert prefixes["Transformers"] == prefixes["Transformers, early exit"]  # drafts change no text
