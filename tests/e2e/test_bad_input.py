@@ -198,3 +198,8 @@ def test_the_demo_never_replaces_an_artifact_of_ones_own(copy: Path) -> None:
 
 def test_port_in_use(smollm2: Path, cloud: str) -> None:
     check(collm("cloud", smollm2, "--listen", cloud), cloud)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"])
+def test_strangers_are_not_let_in_by_accident(smollm2: Path, listen: str) -> None:
+    check(collm("cloud", smollm2, "--listen", listen), "--insecure")

@@ -29,6 +29,12 @@ def cloud_command(
     criterion: Annotated[
         str, typer.Option(help="With --exits: what an exit's token must meet to be drafted.")
     ] = "confidence:0.6",
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Let other machines in, without encryption or authentication."
+        ),
+    ] = False,
     spawned: Annotated[
         bool, typer.Option(hidden=True, help="End with standard input; print only the address.")
     ] = False,
@@ -55,4 +61,5 @@ def cloud_command(
         ready=ready,
         self_draft=drafting,
         until_stdin_closes=spawned,
+        insecure=insecure,
     )

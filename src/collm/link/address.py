@@ -6,7 +6,9 @@ mistake as a name that does not resolve.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from typing import Final
 
 _ADDRESS: Final = re.compile(
@@ -28,3 +30,20 @@ def parse_address(text: str, *, any_port: bool = False) -> tuple[str, int]:
     if not (0 if any_port else 1) <= port <= 65_535:
         raise ValueError(f"{text!r}: port {port} is not 1 to 65535")
     return match["host"], port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`, as `parse_address` gives it.
+
+    A name counts by what it stands for now; one that stands for nothing does not.
+    """
+    text = host.strip("[]").partition("%")[0]
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(text, None)}
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(one).is_loopback for one in found)

@@ -15,10 +15,10 @@ from typing import Any
 
 import grpc
 
-from collm.errors import LinkError
+from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.address import parse_address
+from collm.link.address import is_loopback, parse_address
 from collm.link.base import Service
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
@@ -28,17 +28,19 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(
-    service: Service, listen: str, limits: Limits = DEFAULT_LIMITS, workers: int = 1
+    service: Service,
+    listen: str,
+    limits: Limits = DEFAULT_LIMITS,
+    workers: int = 1,
+    *,
+    insecure: bool = False,
 ) -> Server:
     """A running server on `listen` (`HOST:PORT`, port 0 takes a free one).
 
-    `workers` conversations compute at once. Raises `LinkError` when the address is none or
-    cannot be listened on.
+    `workers` conversations compute at once. insecure: as for `check_listen`. Raises what that
+    does, and `LinkError` when the address cannot be listened on.
     """
-    try:
-        host, _ = parse_address(listen, any_port=True)
-    except ValueError as error:
-        raise LinkError(str(error)) from error
+    host = check_listen(listen, insecure=insecure)
     server = Server(service, limits, workers)
     try:
         await server._start(host, listen)
@@ -46,6 +48,25 @@ async def serve(
         await server.stop(grace=0)
         raise
     return server
+
+
+def check_listen(listen: str, *, insecure: bool) -> str:
+    """The host of `listen`, which strangers must not reach unless that is wanted.
+
+    insecure: other machines may. Raises `UsageError` where they could without it, `LinkError`
+    when the address is none.
+    """
+    try:
+        host, _ = parse_address(listen, any_port=True)
+    except ValueError as error:
+        raise LinkError(str(error)) from error
+    if not insecure and not is_loopback(host):
+        raise UsageError(
+            f"--listen {listen} takes connections from other machines, and there is no encryption "
+            "and no authentication: listen on 127.0.0.1 and tunnel it (SSH, WireGuard), or say "
+            "--insecure where you trust everybody on that network"
+        )
+    return host
 
 
 class Server:

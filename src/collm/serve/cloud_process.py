@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from collm.limits import Limits
-from collm.link.grpc_server import serve
+from collm.link.grpc_server import check_listen, serve
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
@@ -25,17 +25,20 @@ def run_cloud(
     ready: Callable[[str], None],
     self_draft: SelfDraft | None = None,
     until_stdin_closes: bool = False,
+    insecure: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM (or, if asked, the end of standard input).
 
     ready: called with the address once sessions are taken. self_draft: how to draft where an
-    answer is left to the cloud alone. Raises LinkError, ArtifactError.
+    answer is left to the cloud alone. insecure: as for `check_listen`. Raises what that does,
+    LinkError and ArtifactError.
     """
+    check_listen(listen, insecure=insecure)  # before the weights are loaded
     layers = range(artifact.architecture.layers)
     cuts = self_draft.cuts if self_draft is not None else ()
     stage = Stage(artifact, layers, exits=cuts, threads=threads, limits=limits)
     service = CloudService(stage, limits, self_draft)
-    asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes))
+    asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes, insecure))
 
 
 async def _serve(
@@ -44,6 +47,7 @@ async def _serve(
     limits: Limits,
     ready: Callable[[str], None],
     until_stdin_closes: bool,
+    insecure: bool,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -52,7 +56,7 @@ async def _serve(
     if until_stdin_closes:
         # The parent's end of the pipe closes however the parent dies.
         loop.add_reader(sys.stdin.fileno(), lambda: _drain(stop))
-    server = await serve(service, listen, limits)
+    server = await serve(service, listen, limits, insecure=insecure)
     try:
         ready(server.address)
         await stop.wait()
