@@ -24,6 +24,7 @@ from collm.bench.table_figures import PLAIN, Row, break_even, rows
 Raw = Mapping[str, Any]
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 _MARKS = "osD^vP*Xhd<>"
+_DASHES = ("-", "--", ":")
 _WIDTH = 8.2
 _MOST_RATIO = 4.0
 _ORACLE = re.compile(r"verified, oracle ([0-9.]+)")
@@ -73,6 +74,7 @@ def _trips(raw: Raw) -> Plot | None:
     with _figure(5.4) as (figure, saved):
         axes = figure.add_subplot()
         marks, clipped = 0, []
+        drawn: list[str] = []  # colours: lines of the same one differ in their dashes
         for name, colour, mark in _styles(raw):
             points = [
                 (1000 * _trip(link), found.against_plain.value)
@@ -83,7 +85,9 @@ def _trips(raw: Raw) -> Plot | None:
                 clipped += [f"{name} ({points[0][1]:.0f} ×)"] if points else []
                 continue
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, color=colour, marker=mark, label=name, markersize=5)
+            dashes = _DASHES[min(drawn.count(colour), len(_DASHES) - 1)]
+            drawn.append(colour)
+            axes.plot(xs, ys, color=colour, marker=mark, ls=dashes, label=name, markersize=5)
             at = break_even(raw, name)
             if at is not None:
                 marks += 1
@@ -98,7 +102,9 @@ def _trips(raw: Raw) -> Plot | None:
         axes.set_xlabel("round trip of the link, ms (logarithmic)")
         axes.set_ylabel("time, plain cloud = 1")
         axes.set_title("Time of an answer against the link's round trip; below 1 beats plain cloud")
-        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axes.legend(
+            fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), handlelength=3.5
+        )
     caption = "Medians of answers to the same prompts."
     caption += f" Beyond the plot: {', '.join(clipped)}." if clipped else ""
     return Plot("round-trips", caption, saved())
