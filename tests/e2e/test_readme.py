@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,13 +41,16 @@ def test_collm_commands_run_as_written(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     # `collm` and `pip` as in the environment the tests run in.
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # As written but for the port: another program's connection may leave from the README's.
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = f":{probe.getsockname()[1]}"
     servers: list[subprocess.Popen[str]] = []
     ran = 0
     try:
         for line in commands():
             if not line.startswith("collm ") or " bench " in line:
                 continue
-            words = shlex.split(line)
+            words = shlex.split(line.replace(":50051", port))
             ran += 1
             if words[1] == "cloud":
                 server = subprocess.Popen(
