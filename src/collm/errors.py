@@ -11,6 +11,7 @@
     ├── ContextFull             a session reached the model's context length
     ├── ProtocolError           the other side sent bytes that break the protocol
     └── LinkError               the link failed
+        ├── CorruptFrame          bytes changed on their way
         ├── Unreachable           nobody answers there
         ├── LinkTimeout           an answer did not come within its deadline
         └── Refused               the other side said no, with a reason
@@ -57,6 +58,10 @@ class LinkError(CollmError):
     """The link to the other side failed."""
 
 
+class CorruptFrame(LinkError):
+    """Bytes that changed on their way."""
+
+
 class Unreachable(LinkError):
     """Nobody answers at that address."""
 
@@ -68,10 +73,12 @@ class LinkTimeout(LinkError):
 class Refused(LinkError):
     """The other side refused, and said why.
 
-    `code` is one of the words of `collm.wire.messages.REFUSAL_CODES`.
+    `code` is one of the words of `collm.wire.messages.REFUSAL_CODES`; `retry_seconds` says when
+    to try again, 0 where the other side did not.
     """
 
-    def __init__(self, code: str, reason: str) -> None:
+    def __init__(self, code: str, reason: str, retry_seconds: float = 0.0) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.retry_seconds = retry_seconds

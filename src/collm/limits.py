@@ -37,6 +37,10 @@ class Limits:
     # sessions
     max_sessions: int = 64
     """Sessions one cloud process holds at once."""
+    max_kv_bytes: int = 4 * 2**30
+    """Caches and pending states of all sessions of one cloud process."""
+    work_seconds: float = 5.0
+    """A session that spoke within this time is at work: its memory is not given to a new one."""
     kv_step: int = 256
     """KV buffers grow in steps of this many positions."""
     prefill_rows: int = 128
@@ -66,6 +70,15 @@ class Limits:
     spawn_seconds: float = 60.0
     """Longest wait for a cloud process of our own to come up."""
     shutdown_seconds: float = 5.0
+    resume_seconds: float = 30.0
+    """How long a client whose link broke looks for a cloud before it gives the answer up."""
+    redial_seconds: float = 0.1
+    """Wait after the first vain attempt to reconnect; doubles, with jitter, up to the longest."""
+    redial_longest_seconds: float = 1.0
+    detached_seconds: float = 3.0
+    """How long a cloud keeps a session whose link broke; later it is replayed from its start."""
+    retry_seconds: float = 2.0
+    """What a cloud without room tells a client to wait."""
 
 
 DEFAULT_LIMITS = Limits()

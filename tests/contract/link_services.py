@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from collm.errors import CollmError, ProtocolError, Refused
+from collm.link.base import Peer
 
 
 def until(what: Callable[[], bool], seconds: float = 3.0) -> bool:
@@ -41,8 +42,8 @@ class FakeService:
     def __init__(self) -> None:
         self.record = Recorder()
 
-    def open(self, peer: str) -> FakeConversation:
-        assert peer
+    def open(self, peer: Peer) -> FakeConversation:
+        assert peer.address
         with self.record.changed:
             self.record.opened += 1
             self.record.changed.notify_all()

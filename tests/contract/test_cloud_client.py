@@ -18,7 +18,7 @@ from collm.config import Sampling
 from collm.errors import LinkTimeout, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
-from collm.link.base import Link
+from collm.link.base import Link, Peer
 from collm.link.delayed import DelayedLink
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
@@ -350,8 +350,8 @@ def test_scores_that_cannot_be_are_a_protocol_error(
                 yield encode(replace(message, **changes)) if is_scored else reply
 
     class ConfusedService(CloudService):
-        def open(self, peer: str) -> CloudConversation:
-            return Confused(self.stage, self.limits)
+        def open(self, peer: Peer) -> CloudConversation:
+            return Confused(self, peer)
 
     stage = Stage(artifact, range(4), limits=LIMITS)
     with MemoryCloud(ConfusedService(stage, LIMITS), LIMITS) as cloud, ExitStack() as stack:

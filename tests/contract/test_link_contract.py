@@ -258,7 +258,7 @@ def test_sessions_are_limited_and_places_come_back(world: World) -> None:
         link.send(b"hello")
         link.receive(WAIT)
     late = world.connect()
-    assert late.receive(WAIT) == b"no busy all 3 sessions are taken; try again later"
+    assert late.receive(WAIT) == b"no busy all 3 sessions are taken; try again in 2 s"
     with pytest.raises(LinkError):
         late.receive(WAIT)
     links[0].close()
@@ -277,7 +277,7 @@ def admitted(link: Link) -> bool:
 def test_a_silent_client_is_told_and_closed(start: Start) -> None:
     world = start(Limits(idle_seconds=0.15))
     link = world.connect()
-    assert link.receive(WAIT) == b"no limits no message for 0.15 s; the session is closed"
+    assert link.receive(WAIT) == b"no idle no message for 0.15 s; the session is closed"
     with pytest.raises(LinkError, match="ended"):
         link.receive(WAIT)
     assert world.record.wait_for(lambda record: record.closed == 1)

@@ -18,7 +18,7 @@ from collm.config import Generation, Sampling
 from collm.errors import PlacementError, PromptError
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
-from collm.link.base import Link
+from collm.link.base import Link, Peer
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
@@ -231,7 +231,7 @@ def test_given_up_between_tokens_the_session_goes_on_from_there(
     how = self_draft(artifact, (1,), criterion="confidence:0", draft=6)
     texts = []
     for service in (CloudService(stage, LIMITS), CloudService(stage, LIMITS, how)):
-        conversation = service.open("test")
+        conversation = service.open(Peer("test"))
         hello = Hello(protocol_major=1, protocol_minor=1, fingerprint=artifact.fingerprint,
                       cut=0, wire_format="ids", software="test")  # fmt: skip
         list(conversation.receive(encode(hello)))

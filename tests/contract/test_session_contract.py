@@ -18,7 +18,7 @@ from collm.config import Generation, Sampling
 from collm.errors import LinkError, PromptError, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
-from collm.link.base import Link
+from collm.link.base import Link, Peer
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
@@ -56,7 +56,7 @@ class CountingService(CloudService):
         super().__init__(stage, limits)
         self.opened: list[CloudConversation] = []
 
-    def open(self, peer: str) -> CloudConversation:
+    def open(self, peer: Peer) -> CloudConversation:
         made = super().open(peer)
         self.opened.append(made)
         return made
@@ -146,8 +146,9 @@ def test_the_cloud_runs_what_is_settled_before_it_is_asked(world: World) -> None
     bare.append(len(PROMPT), [8])
     bare.send(Heartbeat(nonce=1))
     assert bare.receive() == Pong(nonce=1)  # frames are taken in order
-    session = world.service.opened[0]._session
-    assert session is not None
+    held = world.service.opened[0]._held
+    assert held is not None
+    session = held._session
     assert (session._done[-1], session.position) == (len(PROMPT), len(PROMPT) + 1)
 
 
@@ -158,8 +159,8 @@ def test_the_cloud_runs_nothing_that_was_drafted_on_a_wrong_guess(world: World) 
     assert isinstance(first, Verdict)
     wrong = (first.next_token + 1) % 300
     (conversation,) = world.service.opened
-    session = conversation._session
-    assert session is not None
+    assert conversation._held is not None
+    session = conversation._held._session
     bare.append(len(PROMPT), [wrong, 5])
     second = bare.verify(len(PROMPT) - 1, [wrong, 5])
     assert isinstance(second, Verdict)
@@ -189,16 +190,16 @@ def test_the_context_is_filled_to_the_last_position_and_no_further(world: World,
 
 def test_a_finished_answer_frees_the_cloud(world: World) -> None:
     answer(world.edge("verified", 2), Generation(max_tokens=5, ignore_eos=True))
-    (conversation,) = world.service.opened
-    until(lambda: conversation._session is None)
+    assert len(world.service.opened) == 1
+    assert until(lambda: not len(world.service.sessions))
 
 
 def test_an_abandoned_answer_frees_the_cloud(world: World) -> None:
     running = iter(world.edge("cloud", 0).answer(PROMPT, Generation(mode="cloud", ignore_eos=True)))
     next(running)
     running.close()  # type: ignore[attr-defined]
-    (conversation,) = world.service.opened
-    until(lambda: conversation._session is None)
+    assert len(world.service.opened) == 1
+    assert until(lambda: not len(world.service.sessions))
 
 
 def test_sessions_of_different_cuts_share_one_cloud(world: World) -> None:
@@ -221,7 +222,7 @@ def test_another_artifact_is_refused_before_any_token(world: World) -> None:
             link, fingerprint=world.artifact.fingerprint, cut=7, vocabulary=300, limits=LIMITS
         )
     assert caught.value.code == "placement"
-    assert all(conversation._session is None for conversation in world.service.opened)
+    assert not len(world.service.sessions)
 
 
 def test_a_cloud_that_dies_ends_the_answer_with_a_link_error(artifact: Artifact) -> None:
@@ -383,7 +384,7 @@ def test_a_busy_cloud_keeps_newcomers_waiting_but_takes_them(artifact: Artifact)
     """A turn may take longer than connecting: another client's long prompt, say."""
 
     class Slow(CloudService):
-        def open(self, peer: str) -> CloudConversation:
+        def open(self, peer: Peer) -> CloudConversation:
             time.sleep(0.4)
             return super().open(peer)
 
@@ -446,8 +447,8 @@ def test_a_verdict_that_cannot_be_is_a_protocol_error(
                     yield reply
 
     class ConfusedService(CloudService):
-        def open(self, peer: str) -> CloudConversation:
-            return Confused(self.stage, self.limits)
+        def open(self, peer: Peer) -> CloudConversation:
+            return Confused(self, peer)
 
     stage = Stage(artifact, range(4), limits=LIMITS)
     with MemoryCloud(ConfusedService(stage, LIMITS), LIMITS) as cloud:

@@ -7,14 +7,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collm.config import Sampling
-from collm.errors import ProtocolError
+from collm.errors import CorruptFrame, ProtocolError
 from collm.limits import Limits
 from collm.wire.encoding import decode_client, decode_cloud, encode
 from collm.wire.messages import (
     Append,
+    Attach,
+    Attached,
     ClientMessage,
     CloudMessage,
     Crop,
+    Evicted,
     Finished,
     Generate,
     Heartbeat,
@@ -27,6 +30,7 @@ from collm.wire.messages import (
     Verify,
     Welcome,
 )
+from collm.wire.seal import sealed
 
 LIMITS = Limits(max_message_bytes=4096, max_rows_per_append=16, max_draft_tokens=16)
 HIDDEN = 6
@@ -54,6 +58,9 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (Score(epoch=1, base=2, draft=(3, 4, 5)), "ids"),
     (Generate(epoch=1, base=2, max_tokens=3, stop_ids=(4,), sampling=SAMPLING), "ids"),
     (Crop(epoch=1, position=2), "ids"),
+    (Attach(session_id="a1", epoch=1, position=2), "ids"),
+    (Attached(position=2), "ids"),
+    (Evicted(), "ids"),
     (Heartbeat(nonce=1), "ids"),
     (
         Welcome(
@@ -94,14 +101,17 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     ),
     (Token(epoch=1, position=2, token_id=3, logprob=-1.0, cloud_seconds=0.5), "ids"),
     (Finished(epoch=1, reason="stop"), "ids"),
-    (Refusal(code="busy", reason="later"), "ids"),
+    (Refusal(code="busy", reason="later", retry_seconds=2.0), "ids"),
 ]
 FRAMES = [encode(message, wire_format) for message, wire_format in GOOD]
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A good frame with bytes changed, cut out, put in, or followed by another frame."""
+    """A good frame with bytes changed, cut out, put in, or followed by another frame.
+
+    Half of them with a checksum that is right all the same.
+    """
     frame = bytearray(draw(st.sampled_from(FRAMES)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(frame)))
@@ -114,7 +124,7 @@ def mutated(draw: st.DrawFn) -> bytes:
                 del frame[at : at + draw(st.integers(1, 8))]
             case _:
                 frame += draw(st.sampled_from(FRAMES))
-    return bytes(frame)
+    return sealed(bytes(frame)) if draw(st.booleans()) else bytes(frame)
 
 
 def survive(frame: bytes, wire_format: str) -> None:
@@ -122,7 +132,7 @@ def survive(frame: bytes, wire_format: str) -> None:
     refusals: list[str] = []
     try:
         client = decode_client(frame, LIMITS, wire_format, HIDDEN)
-    except ProtocolError as error:
+    except (ProtocolError, CorruptFrame) as error:
         refusals.append(str(error))
     else:
         again = decode_client(encode(client, wire_format), LIMITS, wire_format, HIDDEN)
@@ -135,7 +145,7 @@ def survive(frame: bytes, wire_format: str) -> None:
         assert again == client
     try:
         cloud = decode_cloud(frame, LIMITS)
-    except ProtocolError as error:
+    except (ProtocolError, CorruptFrame) as error:
         refusals.append(str(error))
     else:
         assert decode_cloud(encode(cloud), LIMITS) == cloud

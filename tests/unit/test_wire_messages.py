@@ -17,6 +17,7 @@ from collm.wire.codec import rows_per_append
 from collm.wire.encoding import decode_client, decode_cloud, encode
 from collm.wire.messages import (
     Append,
+    Attach,
     Bye,
     ClientMessage,
     CloudMessage,
@@ -58,6 +59,7 @@ CLIENT: list[ClientMessage] = [
     Score(epoch=0, base=0, draft=()),
     Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=WARM),
     Crop(epoch=2, position=11),
+    Attach(session_id="5e55104", epoch=3, position=7),
     Heartbeat(nonce=2**64 - 1),
     Bye(),
 ]

@@ -194,6 +194,8 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "passes": [asdict(one) for one in account.passes],
         "logprob_before": account.logprob_before,
         "logprob_after": account.logprob_after,
+        "reconnects": account.reconnects,
+        "replayed_bytes": account.replayed_bytes,
         "bytes_up": account.bytes_up,
         "bytes_down": account.bytes_down,
         "edge_seconds": account.edge_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -53,6 +54,16 @@ class Link(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a session."""
+
+    address: str
+    """For logs."""
+    identity: str = ""
+    """Whose credentials it showed; empty where none are asked for."""
+
+
 class Conversation(Protocol):
     """The service's end of one session; its methods never run at the same time."""
 
@@ -72,8 +83,8 @@ class Conversation(Protocol):
 class Service(Protocol):
     """What a cloud process offers to links."""
 
-    def open(self, peer: str) -> Conversation:
-        """A conversation for a new client; `peer` names it for logs."""
+    def open(self, peer: Peer) -> Conversation:
+        """A conversation for a new client."""
         ...
 
     def refusal(self, error: CollmError) -> bytes:

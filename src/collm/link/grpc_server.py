@@ -19,7 +19,7 @@ from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import is_loopback, parse_address
-from collm.link.base import Service
+from collm.link.base import Peer, Service
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
 from collm.link.turns import Turns, refusal_frame
@@ -126,7 +126,7 @@ class Server:
 
     async def _session(self, _requests: Any, context: Any) -> None:
         """One session, until either side ends it."""
-        peer = str(context.peer())
+        peer = Peer(str(context.peer()))
         await context.send_initial_metadata((TAKEN,))
         if len(self._live) >= self._limits.max_sessions:
             await self._refuse(context, refusals.busy(self._limits), peer)
@@ -192,7 +192,7 @@ class Server:
             # gRPC says so in several ways, some before and some after this task's cancellation.
             raise LinkError("the client is gone") from error
 
-    async def _refuse(self, context: Any, error: Exception, peer: str) -> None:
+    async def _refuse(self, context: Any, error: Exception, peer: Peer) -> None:
         frame = refusal_frame(self._service, error, peer)
         if frame is not None:
             try:

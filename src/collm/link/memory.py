@@ -16,7 +16,7 @@ from typing import Self
 from collm.errors import LinkError, LinkTimeout
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Link, Service
+from collm.link.base import Link, Peer, Service
 from collm.link.frames import FrameQueue
 from collm.link.turns import Turns, refusal_frame
 
@@ -43,9 +43,9 @@ class MemoryCloud:
         self._links: set[_MemoryLink] = set()
         self._closed = False
 
-    def connect(self) -> Link:
+    def connect(self, identity: str = "") -> Link:
         """A new session. Raises `LinkError` when the cloud is closed."""
-        return self._connect(owned=False)
+        return self._connect(owned=False, identity=identity)
 
     def close(self) -> None:
         """End every session and free the workers. Idempotent."""
@@ -65,10 +65,10 @@ class MemoryCloud:
     ) -> None:
         self.close()
 
-    def _connect(self, *, owned: bool) -> _MemoryLink:
+    def _connect(self, *, owned: bool, identity: str = "") -> _MemoryLink:
         if self._closed:
             raise LinkError("this in-memory cloud is closed")
-        link = _MemoryLink(self, self._limits, owned=owned)
+        link = _MemoryLink(self, self._limits, owned=owned, identity=identity)
         self._links.add(link)
         return link
 
@@ -115,8 +115,10 @@ class MemoryCloud:
 class _MemoryLink:
     """See `base.Link`."""
 
-    def __init__(self, cloud: MemoryCloud, limits: Limits, *, owned: bool) -> None:
-        self.peer = f"memory:{id(self):x}"
+    def __init__(
+        self, cloud: MemoryCloud, limits: Limits, *, owned: bool, identity: str = ""
+    ) -> None:
+        self.peer = Peer(f"memory:{id(self):x}", identity)
         self.up = FrameQueue(limits)
         self.down = FrameQueue(limits)
         self.gone = threading.Event()

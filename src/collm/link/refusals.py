@@ -11,14 +11,19 @@ CLOSED_HERE = "the link is closed"
 
 def busy(limits: Limits) -> Refused:
     """All sessions are taken."""
-    return Refused("busy", f"all {limits.max_sessions} sessions are taken; try again later")
+    seconds = limits.retry_seconds
+    return Refused(
+        "busy",
+        f"all {limits.max_sessions} sessions are taken; try again in {seconds:g} s",
+        retry_seconds=seconds,
+    )
 
 
 def idle(limits: Limits) -> Refused:
     """The client said nothing for too long."""
-    return Refused("limits", f"no message for {limits.idle_seconds:g} s; the session is closed")
+    return Refused("idle", f"no message for {limits.idle_seconds:g} s; the session is closed")
 
 
 def stopping() -> Refused:
     """The cloud goes down."""
-    return Refused("busy", "the cloud is shutting down; try again later")
+    return Refused("busy", "the cloud is shutting down; try again later", retry_seconds=0.5)

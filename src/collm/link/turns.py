@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 
 from collm.errors import CollmError, Refused
-from collm.link.base import Conversation, Service
+from collm.link.base import Conversation, Peer, Service
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class Turns:
     """One conversation. Its turns never overlap, and none runs after `close`'s."""
 
-    def __init__(self, service: Service, peer: str, executor: Executor) -> None:
+    def __init__(self, service: Service, peer: Peer, executor: Executor) -> None:
         self._service = service
         self._peer = peer
         self._executor = executor
@@ -76,27 +76,29 @@ class Turns:
                 if close_replies is not None:
                     close_replies()
             except Exception:
-                logger.exception("replies to %s failed while closing", self._peer)
+                logger.exception("replies to %s failed while closing", self._peer.address)
             self._replies = None
             try:
                 if self._conversation is not None:
                     self._conversation.close()
             except Exception:
-                logger.exception("the conversation with %s failed while closing", self._peer)
+                logger.exception(
+                    "the conversation with %s failed while closing", self._peer.address
+                )
             self._conversation = None
 
 
-def refusal_frame(service: Service, error: Exception, peer: str) -> bytes | None:
+def refusal_frame(service: Service, error: Exception, peer: Peer) -> bytes | None:
     """The frame that ends the session of `peer`; None if the service cannot even make that.
 
     What is not a `CollmError` is a bug: it is logged with its traceback, and the client gets
     a line without any.
     """
     if not isinstance(error, CollmError):
-        logger.error("the session with %s failed", peer, exc_info=error)
+        logger.error("the session with %s failed", peer.address, exc_info=error)
         error = Refused("internal", "the cloud failed; its log says why")
     try:
         return service.refusal(error)
     except Exception:
-        logger.exception("no refusal could be made for %s", peer)
+        logger.exception("no refusal could be made for %s", peer.address)
         return None

@@ -46,6 +46,10 @@ class Chain(Protocol[C]):
         """An empty cache."""
         ...
 
+    def cache_bytes(self, positions: int) -> int:
+        """What a cache takes that holds so many positions."""
+        ...
+
     def run(self, hidden_states: F32, cache: C, position: int) -> F32:
         """Rows for positions `position`, `position` + 1, … through the layers.
 

@@ -158,6 +158,11 @@ class OnnxChain:
     def new_cache(self) -> OnnxCache:
         return OnnxCache(self)
 
+    def cache_bytes(self, positions: int) -> int:
+        # One position more: that of the throw-away row beside a lone one.
+        held = _round_up(min(positions + 1, self.most), self.kv_step)
+        return 4 * len(self.cache_names) * self.arch.kv_heads * held * self.arch.head_size
+
     def run(self, hidden_states: F32, cache: OnnxCache, position: int) -> F32:
         rows = len(hidden_states)
         if not self.cache_names:  # an adapter without attention

@@ -167,6 +167,16 @@ class StageSession:
         caches = [*self._caches, *(e.cache for e in self._exits.values())]
         return sum(c.bytes for c in caches) + sum(r.bytes for r in self._rows.values())
 
+    def bytes_with(self, more: int) -> int:
+        """At most the `bytes` after `more` further positions are appended and run."""
+        positions, width = self.position + more, self.stage.architecture.hidden_size
+        caches = sum(chain.cache_bytes(positions) for chain in self._chains)
+        rows = sum(
+            max(kept.bytes, 2 * 4 * width * (kept.end - kept.first + more))
+            for kept in self._rows.values()
+        )
+        return caches + rows + sum(e.cache.bytes for e in self._exits.values())
+
     def append_ids(self, ids: Sequence[int]) -> None:
         """Add token ids for the next positions. Raises ContextFull."""
         self.append_hidden(self.stage.embed(ids))

@@ -6,15 +6,16 @@ A draft's verdict says where the text was cropped. Until it is there the text ma
 with, on the guess that the draft stands: more rows, more questions. Where it does not stand the
 cloud passes over what was sent on that guess, as both sides count crops (epochs).
 
-Not covered: reconnecting, and sending again what a lost session had.
+Where the link breaks the session goes on over another one (`connection.py`), from what the log
+holds: nothing that was asked is lost, and nothing is answered twice.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,27 +24,25 @@ import numpy.typing as npt
 
 from collm import __version__
 from collm.config import Sampling
-from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused
+from collm.errors import LinkTimeout, ProtocolError
 from collm.limits import Limits
 from collm.link.base import Link
-from collm.wire.codec import rows_per_append
-from collm.wire.encoding import decode_cloud, encode
+from collm.link.clock import REAL_CLOCK, Clock
+from collm.session.connection import Connection
+from collm.session.questions import Question, Unheard
+from collm.session.replay import ReplayLog
+from collm.wire.encoding import encode
 from collm.wire.messages import (
     PROTOCOL_MAJOR,
     PROTOCOL_MINOR,
-    Append,
-    Bye,
-    CloudMessage,
     Crop,
     Finished,
     Generate,
     Hello,
-    Refusal,
     Score,
     Scored,
     Token,
     Verdict,
-    Verify,
     Welcome,
 )
 
@@ -51,31 +50,11 @@ F32 = npt.NDArray[np.float32]
 M = TypeVar("M", Welcome, Verdict, Scored)
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A Verify without its verdict."""
-
-    epoch: int
-    base: int
-    draft: tuple[int, ...]
-    asked_at: float
-    rows: int
-    """Positions that the cloud has to run for it."""
-    may_go_on: bool = False
-    """Whether the text may go on before the verdict is there."""
-    void: bool = False
-    """Known to be refused at its first token: the verdict before named another."""
-
-    @property
-    def drafted(self) -> int:
-        """Tokens to be judged."""
-        return len(self.draft)
-
-
 class CloudClient:
     """One session with a cloud. Rows go up in the background; verdicts are waited for, or not.
 
     wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
+    dial: makes another link where `link` breaks; None: the session ends with it.
     Raises Refused, LinkError and ProtocolError, as all of its methods do.
     """
 
@@ -88,13 +67,21 @@ class CloudClient:
         vocabulary: int,
         limits: Limits,
         wire_format: str = "f32",
+        dial: Callable[[], Link] | None = None,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
-        self._link = link
+        self._clock = clock
         self._vocabulary = vocabulary
         self._limits = limits
-        self._wire_format = wire_format if cut else "ids"
+        wire_format = wire_format if cut else "ids"
+        self._log = ReplayLog(wire_format, limits)
+        self._unheard = Unheard()
+        self._keep = 0
+        """Rows from here on may be asked for."""
+        self._request: Callable[[], bytes] | None = None
+        """Makes the frame of the Score or Generate under way."""
         self._epoch = 0
-        self._questions: deque[_Question] = deque()
+        self._questions: deque[Question] = deque()
         self._late: deque[tuple[Verdict, float]] = deque(maxlen=limits.max_questions)
         self._run_to = 0
         self.sent = 0
@@ -111,22 +98,20 @@ class CloudClient:
             protocol_minor=PROTOCOL_MINOR,
             fingerprint=fingerprint,
             cut=cut,
-            wire_format=self._wire_format,
+            wire_format=wire_format,
             software=f"collm {__version__}",
         )
-        link.send(encode(hello))
-        # The server is there (the link saw that within connect_seconds), but it may be computing.
-        self.welcome = self._expect(Welcome, limits.verdict_seconds)
+        self.connection = Connection(link, hello, self, limits, dial, clock)
 
     @property
     def bytes_up(self) -> int:
         """Bytes sent so far."""
-        return self._link.bytes_up
+        return self.connection.bytes_up
 
     @property
     def bytes_down(self) -> int:
         """Bytes received so far."""
-        return self._link.bytes_down
+        return self.connection.bytes_down
 
     def append(self, ids: Sequence[int], rows: F32 | None, *, settled: bool = False) -> None:
         """Queue the next positions: ids, and their rows float32 [n, d] unless the cut is 0.
@@ -135,19 +120,11 @@ class CloudClient:
         """
         if not all(one.may_go_on for one in self._questions):
             self._check_settled()
-        width = 0 if rows is None else rows.shape[1]
-        most = rows_per_append(self._wire_format, width, self._limits)
-        for start in range(0, len(ids), most):
-            part = tuple(ids[start : start + most])
-            message = Append(
-                epoch=self._epoch,
-                base=self.sent,
-                token_ids=part,
-                rows=None if rows is None else rows[start : start + most],
-                settled=settled,
-            )
-            self._link.send(encode(message, self._wire_format))
-            self.sent += len(part)
+        start = self.sent
+        self._log.extend(ids, rows)
+        self.sent = len(self._log)
+        for frame in self._log.frames(start, self.sent, self._epoch, settled=settled):
+            self.connection.send(frame)
 
     def verify(
         self, draft: Sequence[int], sampling: Sampling, timeout: float | None = None
@@ -183,12 +160,12 @@ class CloudClient:
 
         Where it crops the text, or ends with another token than the next question's draft begins
         with, the questions after it are taken back, and all that was appended for them.
-        wait: for at most `limits.verdict_seconds`; raises LinkTimeout then.
+        wait: for at most `limits.verdict_seconds`; raises LinkTimeout then. Where the link breaks
+        meanwhile that begins anew once there is another.
         """
-        given_up_at = time.monotonic() + (self._limits.verdict_seconds if wait else 0.0)
         while self._questions:
             try:
-                verdict, _ = self._next_verdict(max(0.0, given_up_at - time.monotonic()))
+                verdict, _ = self._next_verdict(None if wait else 0.0)
             except LinkTimeout:
                 if wait:
                     raise
@@ -209,11 +186,10 @@ class CloudClient:
         """
         if not self._questions:
             raise ValueError("no question is outstanding; ask first")
-        given_up_at = time.monotonic() + (
-            self._limits.verdict_seconds if timeout is None else timeout
-        )
+        given_up_at = None if timeout is None else self._clock.now() + timeout
         while True:
-            verdict, seconds = self._next_verdict(max(0.0, given_up_at - time.monotonic()))
+            left = None if given_up_at is None else max(0.0, given_up_at - self._clock.now())
+            verdict, seconds = self._next_verdict(left)
             if verdict is None:
                 continue
             if not self._questions:
@@ -243,10 +219,12 @@ class CloudClient:
         """
         self._check_settled()
         base = self.sent - len(draft) - 1
-        self._link.send(encode(Score(epoch=self._epoch, base=base, draft=tuple(draft))))
-        self._count(len(draft) + 1)
-        self._catch_up()
-        scored = self._expect(Scored, self._limits.verdict_seconds)
+        frame = encode(Score(epoch=self._epoch, base=base, draft=tuple(draft)))
+        with self._requesting(lambda: frame):
+            self._count(len(draft) + 1)
+            self._catch_up()
+            scored = self._expect(Scored)
+        self._keep = base
         if (scored.epoch, scored.base) != (self._epoch, base) or len(scored.ranks) != len(draft):
             raise ProtocolError("the cloud's scores are not about this draft")
         self._check_token(max((*scored.best_ids, scored.next_token)))
@@ -263,7 +241,8 @@ class CloudClient:
         self._check_settled()
         if not 0 <= position <= self.sent:
             raise ValueError(f"a crop to {position} of {self.sent} positions")
-        self._link.send(encode(Crop(epoch=self._epoch + 1, position=position)))
+        self.connection.send(encode(Crop(epoch=self._epoch + 1, position=position)))
+        self._unheard.note(position)
         self._cropped(position)
 
     def generate(
@@ -271,38 +250,52 @@ class CloudClient:
     ) -> Iterator[Token]:
         """Let the cloud go on alone; yields tokens as they arrive, the stop token too."""
         self._check_settled()
-        message = Generate(
-            epoch=self._epoch,
-            base=self.sent,
-            max_tokens=max_tokens,
-            stop_ids=tuple(stop_ids),
-            sampling=sampling,
-        )
-        self._link.send(encode(message))
-        self._catch_up()
-        pending = self.sent - self._run_to
-        self._run_to = self.sent
-        for step in range(max_tokens + 1):
-            reply = self._receive(self._limits.verdict_seconds)
-            if isinstance(reply, Finished):
-                return
-            if not isinstance(reply, Token):
-                raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")
-            self._check_token(reply.token_id)
-            # The first token comes from what was pending, each other one from the one before it;
-            # what a cloud drafted by itself in vain it ran as well.
-            self.rows_run += reply.rejected + (1 if step else pending)
-            self.heads_run += reply.rejected + 1
-            yield reply
-        raise ProtocolError(f"the cloud sent more than {max_tokens} tokens")
+        base, made = self.sent, list[int]()
+
+        def frame() -> bytes:
+            """What is still to come; tokens that are here are sent back as the text's."""
+            message = Generate(
+                epoch=self._epoch,
+                base=base + len(made),
+                max_tokens=max_tokens - len(made),
+                stop_ids=tuple(stop_ids),
+                sampling=sampling,
+            )
+            return encode(message)
+
+        self._keep = base - 1
+        with self._requesting(frame):
+            self._catch_up()
+            pending = self.sent - self._run_to
+            self._run_to = self.sent
+            while True:
+                reply = self.connection.receive(None)
+                if isinstance(reply, Finished):
+                    break
+                if not isinstance(reply, Token):
+                    raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")
+                if len(made) == max_tokens:
+                    raise ProtocolError(f"the cloud sent more than {max_tokens} tokens")
+                if reply.position != base + len(made):
+                    raise ProtocolError(
+                        f"the cloud's token is for position {reply.position}, not "
+                        f"{base + len(made)}"
+                    )
+                self._check_token(reply.token_id)
+                # The first token comes from what was pending, each other one from the one before
+                # it; what a cloud drafted by itself in vain it ran as well.
+                self.rows_run += reply.rejected + (1 if made else pending)
+                self.heads_run += reply.rejected + 1
+                made.append(reply.token_id)
+                self._log.extend([reply.token_id], None)
+                yield reply
+        # A cloud appends each of its tokens but the last.
+        self._log.crop(base + max(0, len(made) - 1))
+        self.sent = self._run_to = len(self._log)
 
     def close(self) -> None:
         """Say goodbye and end the link. Idempotent."""
-        try:
-            self._link.send(encode(Bye()))
-        except LinkError:
-            pass  # it is closed or broken already: nobody is left to tell
-        self._link.close()
+        self.connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -319,14 +312,21 @@ class CloudClient:
         if len(self._questions) >= self._limits.max_questions:
             raise LinkTimeout(f"the cloud has left {len(self._questions)} questions unanswered")
         base = self.sent - len(draft) - 1
-        message = Verify(epoch=self._epoch, base=base, draft=draft, sampling=sampling)
-        asked_at = time.monotonic()
-        self._link.send(encode(message))
-        rows = self.sent - self._run_to
-        self._questions.append(_Question(self._epoch, base, draft, asked_at, rows, may_go_on))
+        question = Question(
+            epoch=self._epoch,
+            base=base,
+            draft=draft,
+            sampling=sampling,
+            asked_at=self._clock.now(),
+            rows=self.sent - self._run_to,
+            crops=self._unheard.crops,
+            may_go_on=may_go_on,
+        )
+        self._questions.append(question)
+        self.connection.send(question.frame(self._epoch))
         self._count(len(draft) + 1)
 
-    def _next_verdict(self, timeout: float) -> tuple[Verdict | None, float]:
+    def _next_verdict(self, timeout: float | None) -> tuple[Verdict | None, float]:
         """The verdict on the oldest question, None where it was void, and the seconds it took.
 
         Raises LinkTimeout.
@@ -337,7 +337,9 @@ class CloudClient:
         if not current or verdict.accepted > question.drafted:
             raise ProtocolError("the cloud's verdict is not about this draft")
         self._check_token(verdict.next_token)
-        seconds = time.monotonic() - question.asked_at
+        self._unheard.heard(question.crops)
+        self._keep = question.base + verdict.accepted
+        seconds = self._clock.now() - question.asked_at
         if question.void:
             if verdict.accepted:
                 raise ProtocolError("the cloud accepts a token that it had refused")
@@ -350,7 +352,8 @@ class CloudClient:
             if following.may_go_on and following.draft[:1] not in ((), (verdict.next_token,)):
                 # The cloud, too, refuses that draft at once, and passes over those after it.
                 self._take_back(end)
-                self._questions.append(replace(following, void=True))
+                self._unheard.note(end)
+                self._questions.append(replace(following, void=True, crops=self._unheard.crops))
         return verdict, seconds
 
     def _take_back(self, position: int) -> None:
@@ -363,7 +366,7 @@ class CloudClient:
     def _catch_up(self) -> None:
         """Receive the verdicts that come before the answer to what was sent last."""
         while self._questions:
-            verdict, seconds = self._next_verdict(self._limits.verdict_seconds)
+            verdict, seconds = self._next_verdict(None)
             if verdict is not None:
                 self._late.append((verdict, seconds))
 
@@ -381,6 +384,7 @@ class CloudClient:
 
     def _cropped(self, position: int) -> None:
         self._epoch += 1
+        self._log.crop(position)
         self.sent = position
         self._run_to = min(self._run_to, position)
 
@@ -390,14 +394,44 @@ class CloudClient:
                 f"the cloud's token {token_id} is beyond the vocabulary of {self._vocabulary}"
             )
 
-    def _receive(self, timeout: float) -> CloudMessage:
-        reply = decode_cloud(self._link.receive(timeout), self._limits)
-        if isinstance(reply, Refusal):
-            raise Refused(reply.code, f"the cloud refuses: {reply.reason}")
-        return reply
+    def standing(self) -> tuple[int, int]:
+        """For `Connection`: the epoch, and how many positions a cloud may keep."""
+        # What was refused in advance needs no verdict from a cloud that takes the text up anew;
+        # what was asked before a crop is not asked again.
+        current = [one for one in self._questions if not one.void and one.epoch == self._epoch]
+        self._questions = deque(current)
+        places = [self.sent, max(0, self._keep)]
+        places += [one.base for one in self._questions]
+        if self._unheard.lowest is not None:
+            places.append(self._unheard.lowest)
+        return self._epoch, min(places)
 
-    def _expect(self, kind: type[M], timeout: float) -> M:
-        reply = self._receive(timeout)
+    def replay(self, position: int) -> Iterator[bytes]:
+        """For `Connection`: what a cloud that holds so many positions has to hear."""
+        held = position
+        self._unheard = Unheard()
+        self._questions = deque(replace(one, crops=0) for one in self._questions)
+        for question in tuple(self._questions):
+            end = question.base + question.drafted + 1
+            yield from self._log.frames(held, end, self._epoch)
+            held = max(held, end)
+            yield question.frame(self._epoch)
+        yield from self._log.frames(held, len(self._log), self._epoch)
+        if self._request is not None:
+            yield self._request()
+
+    @contextmanager
+    def _requesting(self, frame: Callable[[], bytes]) -> Iterator[None]:
+        """Ask what `frame` says, and ask again where the link breaks before the answer is here."""
+        self._request = frame
+        try:
+            self.connection.send(frame())
+            yield
+        finally:
+            self._request = None
+
+    def _expect(self, kind: type[M], timeout: float | None = None) -> M:
+        reply = self.connection.receive(timeout)
         if not isinstance(reply, kind):
             raise ProtocolError(f"expected a {kind.__name__}, got {type(reply).__name__}")
         return reply

@@ -19,6 +19,7 @@ from collm.config import Generation
 from collm.errors import PlacementError, PromptError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Link
+from collm.link.clock import REAL_CLOCK, Clock
 from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
@@ -53,6 +54,7 @@ class Edge:
     used, None for all at or below the placement. connect: makes a link to the cloud.
     wire: the format in which hidden states travel: f32, f16 or int8; token ids travel as they are.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    clock: what waits for the cloud are measured with.
     Raises PlacementError, ArtifactError, PromptError.
     """
 
@@ -68,6 +70,7 @@ class Edge:
         wire: str = "f32",
         first_cut: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
         if mode not in _LOOPS:
             raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
@@ -80,6 +83,7 @@ class Edge:
         self.placement = placement
         self._connect = connect
         self._limits = limits
+        self._clock = clock
         self._is_whole = placement == artifact.architecture.layers
         chosen = artifact.exits(None if exits is None else tuple(exits), placement)
         if self._is_whole and mode in ("threshold", "refine"):
@@ -198,6 +202,8 @@ class Edge:
                 vocabulary=self.artifact.architecture.vocab_size,
                 wire_format=self._wire,
                 limits=self._limits,
+                dial=self._connect,
+                clock=self._clock,
             )
         except BaseException:
             link.close()

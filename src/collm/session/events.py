@@ -74,6 +74,10 @@ class Account:
     """Mean log-probability under the full model of what `refine` first wrote, in nats."""
     logprob_after: float | None = None
     """The same of the answer."""
+    reconnects: int = 0
+    """Links that broke and were replaced."""
+    replayed_bytes: int = 0
+    """Sent again for it."""
     bytes_up: int = 0
     bytes_down: int = 0
     edge_seconds: float = 0.0

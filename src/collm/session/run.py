@@ -95,6 +95,8 @@ class Run:
         """Bring the account of the link and the cloud up to date."""
         account = self.account
         account.bytes_up, account.bytes_down = client.bytes_up, client.bytes_down
+        account.reconnects = client.connection.reconnects
+        account.replayed_bytes = client.connection.replayed
         account.cloud_rows, account.cloud_heads = client.rows_run, client.heads_run
 
     @contextmanager

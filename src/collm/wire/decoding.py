@@ -17,13 +17,17 @@ from collm.wire import checks
 from collm.wire import session_pb2 as pb
 from collm.wire.codec import carries_rows, decode_rows
 from collm.wire.messages import (
+    ATTACH_MINOR,
     FINISH_REASONS,
     REFUSAL_CODES,
     Append,
+    Attach,
+    Attached,
     Bye,
     ClientMessage,
     CloudMessage,
     Crop,
+    Evicted,
     Finished,
     Generate,
     Heartbeat,
@@ -37,22 +41,27 @@ from collm.wire.messages import (
     Verify,
     Welcome,
 )
+from collm.wire.seal import check_seal, has_seal
 
 _MOST_VERSION: Final = 10_000
 
 
 def decode_client(
-    frame: bytes, limits: Limits, wire_format: str, hidden_size: int
+    frame: bytes, limits: Limits, wire_format: str, hidden_size: int, *, sealed: bool | None = False
 ) -> ClientMessage:
     """What a client sent; `wire_format` and `hidden_size` are what its `Hello` agreed on.
 
     Before that, `"ids"` and 0 do. A decoded `Append`'s rows are a read-only view of the frame.
-    Raises `ProtocolError` for anything wrong with the frame.
+    sealed: the frame has to end with a checksum; older clients' do not. None: it is not known yet
+    whose it is, and what looks like a checksum is one.
+    Raises `ProtocolError` for anything wrong with the frame, `CorruptFrame` for its checksum.
     """
-    envelope = _parse(frame, limits)
+    envelope = _parse(frame, limits, sealed=sealed)
     match envelope.WhichOneof("body"):
         case "hello":
-            return _hello(envelope.hello, limits)
+            hello = _hello(envelope.hello, limits)
+            check_seal(frame, required=hello.protocol_minor >= ATTACH_MINOR)
+            return hello
         case "append":
             return _append(envelope.append, limits, wire_format, hidden_size)
         case "verify":
@@ -64,6 +73,12 @@ def decode_client(
         case "crop":
             position = checks.bounded("position", envelope.crop.position, limits.max_positions)
             return Crop(epoch=envelope.crop.epoch, position=position)
+        case "attach":
+            return Attach(
+                session_id=checks.text("session id", envelope.attach.session_id, limits),
+                epoch=envelope.attach.epoch,
+                position=checks.bounded("position", envelope.attach.position, limits.max_positions),
+            )
         case "heartbeat":
             return Heartbeat(nonce=envelope.heartbeat.nonce)
         case "bye":
@@ -72,9 +87,9 @@ def decode_client(
             raise _unexpected(other, "client")
 
 
-def decode_cloud(frame: bytes, limits: Limits) -> CloudMessage:
-    """What a cloud sent. Raises `ProtocolError` for anything wrong with the frame."""
-    envelope = _parse(frame, limits)
+def decode_cloud(frame: bytes, limits: Limits, *, sealed: bool = False) -> CloudMessage:
+    """What a cloud sent. Raises as `decode_client` does."""
+    envelope = _parse(frame, limits, sealed=sealed)
     match envelope.WhichOneof("body"):
         case "welcome":
             return _welcome(envelope.welcome, limits)
@@ -87,20 +102,27 @@ def decode_cloud(frame: bytes, limits: Limits) -> CloudMessage:
         case "finished":
             reason = checks.one_of("finish reason", envelope.finished.reason, FINISH_REASONS)
             return Finished(epoch=envelope.finished.epoch, reason=reason)
+        case "attached":
+            held = envelope.attached.position
+            return Attached(position=checks.bounded("position", held, limits.max_positions))
+        case "evicted":
+            return Evicted()
         case "pong":
             return Pong(nonce=envelope.pong.nonce)
         case "refusal":
             return Refusal(
                 code=checks.one_of("refusal code", envelope.refusal.code, REFUSAL_CODES),
                 reason=checks.text("refusal reason", envelope.refusal.reason, limits),
+                retry_seconds=checks.seconds("retry seconds", envelope.refusal.retry_seconds),
             )
         case other:
             raise _unexpected(other, "cloud")
 
 
-def _parse(frame: bytes, limits: Limits) -> pb.Envelope:
+def _parse(frame: bytes, limits: Limits, *, sealed: bool | None) -> pb.Envelope:
     if len(frame) > limits.max_message_bytes:
         raise ProtocolError(f"a frame of {len(frame)} bytes; at most {limits.max_message_bytes}")
+    check_seal(frame, required=has_seal(frame) if sealed is None else sealed)
     envelope = pb.Envelope()
     try:
         envelope.ParseFromString(frame)

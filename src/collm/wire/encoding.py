@@ -1,10 +1,12 @@
 """Messages to frames; `decode_client` and `decode_cloud` (from `decoding.py`) go back.
 
-A frame is one serialized `Envelope` of `session.proto`.
+A frame is one serialized `Envelope` of `session.proto`, with a checksum: what TCP lets through, or
+a proxy damages, would be another text otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from google.protobuf.message import EncodeError
@@ -16,10 +18,13 @@ from collm.wire.codec import carries_rows, encode_rows
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
     Append,
+    Attach,
+    Attached,
     Bye,
     ClientMessage,
     CloudMessage,
     Crop,
+    Evicted,
     Finished,
     Generate,
     Heartbeat,
@@ -33,8 +38,9 @@ from collm.wire.messages import (
     Verify,
     Welcome,
 )
+from collm.wire.seal import sealed
 
-__all__ = ["decode_client", "decode_cloud", "encode"]
+__all__ = ["decode_client", "decode_cloud", "encode", "encode_append"]
 
 
 def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> bytes:
@@ -45,9 +51,31 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
     are checked by the receiver.
     """
     try:
-        frame: bytes = _envelope(message, wire_format).SerializeToString()
+        frame = sealed(_envelope(message, wire_format).SerializeToString())
     except (ValueError, TypeError, EncodeError) as error:
         raise ProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
+    return frame
+
+
+def encode_append(
+    ids: Sequence[int], payload: bytes, wire_format: str, *, epoch: int, base: int, settled: bool
+) -> bytes:
+    """The frame of an `Append` whose rows are cast already: what `encode_rows` gave, a part of it.
+
+    Raises `ProtocolError` as `encode` does.
+    """
+    try:
+        append = pb.Append(
+            epoch=epoch,
+            base=base,
+            token_ids=ids,
+            wire_format=wire_format,
+            rows=payload,
+            settled=settled,
+        )
+        frame = sealed(pb.Envelope(append=append).SerializeToString())
+    except (ValueError, TypeError, EncodeError) as error:
+        raise ProtocolError(f"Append cannot be encoded: {error}") from error
     return frame
 
 
@@ -81,6 +109,8 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
             return pb.Envelope(score=pb.Score(**vars(message)))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
+        case Attach():
+            return pb.Envelope(attach=pb.Attach(**vars(message)))
         case Heartbeat():
             return pb.Envelope(heartbeat=pb.Heartbeat(**vars(message)))
         case Bye():
@@ -95,6 +125,10 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
             return pb.Envelope(token=pb.Token(**vars(message)))
         case Finished():
             return pb.Envelope(finished=pb.Finished(**vars(message)))
+        case Attached():
+            return pb.Envelope(attached=pb.Attached(**vars(message)))
+        case Evicted():
+            return pb.Envelope(evicted=pb.Evicted())
         case Pong():
             return pb.Envelope(pong=pb.Pong(**vars(message)))
         case Refusal():

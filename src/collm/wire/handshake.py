@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from collm.errors import CollmError, ContextFull, ProtocolError, Refused
+from collm.errors import CollmError, ContextFull, CorruptFrame, ProtocolError, Refused
 from collm.wire.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, REFUSAL_CODES, Hello, Refusal
 
 _MOST_REASON_BYTES: Final = 1024
@@ -56,19 +56,22 @@ def check_hello(
 def refusal_for(error: CollmError) -> Refusal:
     """The message that tells a client why its session ended, always fit to be encoded.
 
-    A `Refused` keeps its code; `ProtocolError` becomes `protocol`, `ContextFull` becomes
-    `limits`, everything else `internal`.
+    A `Refused` keeps its code; `CorruptFrame` becomes `corrupt`, `ProtocolError` `protocol`,
+    `ContextFull` `limits`, everything else `internal`.
     """
     match error:
         case Refused():
             code = error.code if error.code in REFUSAL_CODES else "internal"
+        case CorruptFrame():
+            code = "corrupt"
         case ProtocolError():
             code = "protocol"
         case ContextFull():
             code = "limits"
         case _:
             code = "internal"
-    return Refusal(code=code, reason=_one_line(str(error)))
+    later = error.retry_seconds if isinstance(error, Refused) else 0.0
+    return Refusal(code=code, reason=_one_line(str(error)), retry_seconds=later)
 
 
 def _short(text: str) -> str:

@@ -16,8 +16,10 @@ from collm.config import Sampling
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 2
-"""Goes up with additions that an older peer may not know; 1 brought `Score`."""
+PROTOCOL_MINOR = 3
+"""Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`."""
+ATTACH_MINOR = 3
+"""From here on a session can be taken up again, and every frame ends with a checksum."""
 
 REFUSAL_CODES = frozenset(
     {
@@ -28,6 +30,9 @@ REFUSAL_CODES = frozenset(
         "protocol",
         "limits",
         "busy",
+        "corrupt",
+        "idle",
+        "identity",
         "internal",
     }
 )
@@ -116,6 +121,20 @@ class Generate:
 class Crop:
     """Forget every position from `position` on; `epoch` is the new one."""
 
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attach:
+    """Go on with a session whose link broke, or whose memory the cloud took for another.
+
+    The client's text is certain to be the cloud's for the first `position` positions; it crops to
+    them, whatever it has run or cropped since. `epoch` is the one that counts from now on.
+    """
+
+    session_id: str
+    """What `Welcome` called it."""
     epoch: int
     position: int
 
@@ -215,12 +234,30 @@ class Pong:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attached:
+    """The answer to an `Attach`: the cloud holds so many positions, 0 if it lost them."""
+
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evicted:
+    """The cloud has taken this session's memory, and does nothing before its `Attach`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refusal:
     """The cloud ends the session; `code` is one of `REFUSAL_CODES`, `reason` is one line."""
 
     code: str
     reason: str
+    retry_seconds: float = 0.0
+    """When to try again; 0: the cloud does not say."""
 
 
-ClientMessage: TypeAlias = Hello | Append | Verify | Score | Generate | Crop | Heartbeat | Bye
-CloudMessage: TypeAlias = Welcome | Verdict | Scored | Token | Finished | Pong | Refusal
+ClientMessage: TypeAlias = (
+    Hello | Append | Verify | Score | Generate | Crop | Attach | Heartbeat | Bye
+)
+CloudMessage: TypeAlias = (
+    Welcome | Verdict | Scored | Token | Finished | Attached | Evicted | Pong | Refusal
+)

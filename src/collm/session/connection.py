@@ -1,0 +1,347 @@
+"""A session's frames over one link after another.
+
+Where a link breaks, another is dialled in the background, with growing, jittered pauses, and the
+session is attached to whatever cloud answers: the one that still holds it, that one started anew,
+or another with the same weights. What the cloud has lost is sent again from the client's log. Until
+then frames go nowhere (the log has them) and nothing is received.
+
+Not covered: finding clouds; the caller's `dial` knows their addresses.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
+from collm.limits import Limits
+from collm.link.base import Link
+from collm.link.clock import REAL_CLOCK, Clock
+from collm.wire.encoding import decode_cloud, encode
+from collm.wire.messages import (
+    Attach,
+    Attached,
+    Bye,
+    CloudMessage,
+    Evicted,
+    Hello,
+    Refusal,
+    Welcome,
+)
+
+logger = logging.getLogger(__name__)
+
+_PASSING: Final = frozenset({"busy", "corrupt", "idle"})
+"""Refusals in the midst of a session that another cloud, or the same one later, may not give."""
+
+_DAMAGED: Final = frozenset({"corrupt", "protocol"})
+"""Refusals of a Hello that changed on its way."""
+
+
+class Resumable(Protocol):
+    """What a session says of itself when it is taken up again."""
+
+    def standing(self) -> tuple[int, int]:
+        """The epoch, and how many positions the cloud may keep."""
+        ...
+
+    def replay(self, position: int) -> Iterator[bytes]:
+        """Frames that bring a cloud which holds `position` positions to where the session is."""
+        ...
+
+
+class Connection:
+    """See the module. Used by one thread; raises LinkError, Refused and ProtocolError.
+
+    link: is up, and taken over. dial: makes another; None: the session ends with its link.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        hello: Hello,
+        session: Resumable,
+        limits: Limits,
+        dial: Callable[[], Link] | None = None,
+        clock: Clock = REAL_CLOCK,
+    ) -> None:
+        self._clock = clock
+        self._link: Link | None = link
+        self._hello = hello
+        self._session = session
+        self._limits = limits
+        self._redial: _Redial | None = None
+        self._dial: Callable[[], Link] | None = None
+        self._attaching = False
+        self._attached_as: Welcome | None = None
+        """What the new cloud calls the session; until it is attached, its old name counts."""
+        self._said = (0, 0)
+        """The last Attach's epoch and position."""
+        self._given_up_at: float | None = None
+        self._bytes_up = self._bytes_down = 0
+        self.reconnects = 0
+        """Links that followed the first."""
+        self.replayed = 0
+        """Bytes sent again."""
+        try:
+            self.welcome = _greet(link, hello, limits)
+        except LinkError as error:
+            if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
+                raise
+            self._link, self.welcome = self._first_link(dial, link, error)
+        self._dial = dial
+
+    @property
+    def is_down(self) -> bool:
+        """Whether there is no cloud at the moment, as far as is known."""
+        if self._redial is None:
+            return False
+        return not self._redial.is_done
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes sent so far, over all links."""
+        return self._bytes_up + (self._link.bytes_up if self._link is not None else 0)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes received so far."""
+        return self._bytes_down + (self._link.bytes_down if self._link is not None else 0)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame that `Resumable.replay` has too; without a cloud that is all it needs."""
+        if self._link is None or self._attaching:
+            return
+        try:
+            self._link.send(frame)
+        except LinkError as error:
+            self._broke(error)
+
+    def receive(self, timeout: float | None) -> CloudMessage:
+        """The next message that is an answer. Raises LinkTimeout after `timeout` seconds.
+
+        None: after `limits.verdict_seconds`, which begin anew with every link.
+        Raises Unreachable when no cloud was found within `limits.resume_seconds` of a break.
+        """
+        seconds = self._limits.verdict_seconds if timeout is None else timeout
+        due = self._clock.now() + seconds
+        while True:
+            left = max(0.0, due - self._clock.now())
+            if self._redial is not None:
+                self._take_link(self._redial, math.inf if timeout is None else left)
+                if timeout is None:
+                    due = self._clock.now() + seconds
+                continue
+            assert self._link is not None  # or another is looked for
+            try:
+                message = decode_cloud(self._link.receive(left), self._limits, sealed=True)
+            except LinkTimeout:
+                raise
+            except LinkError as error:
+                self._broke(error)
+                continue
+            if isinstance(message, Refusal):
+                refused = _refused(message)
+                if refused.code not in _PASSING:
+                    raise refused
+                self._broke(refused)
+            elif isinstance(message, Evicted):
+                self._attach()
+            elif isinstance(message, Attached):
+                self._go_on(message.position)
+            else:
+                self._given_up_at = None
+                return message
+
+    def close(self) -> None:
+        """Say goodbye and end the link. Idempotent."""
+        self._dial = None
+        if self._redial is not None:
+            self._redial.stop()
+        if self._link is None:
+            return
+        try:
+            self._link.send(encode(Bye()))
+        except LinkError:
+            pass  # it is closed or broken already: nobody is left to tell
+        self._link.close()
+
+    def _first_link(
+        self, dial: Callable[[], Link], broken: Link, error: LinkError
+    ) -> tuple[Link, Welcome]:
+        """Another link, where the first one broke before the cloud's Welcome."""
+        redial = _Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
+        found = redial.wait(self._limits.resume_seconds)
+        if found is None:
+            redial.stop()
+            raise error
+        return found
+
+    def _broke(self, error: LinkError) -> None:
+        """Look for a cloud; raises `error` where that is not wanted."""
+        if self._dial is None or self._link is None:
+            raise error
+        now = self._clock.now()
+        if self._given_up_at is None:
+            self._given_up_at = now + self._limits.resume_seconds
+        if now > self._given_up_at:
+            raise error
+        logger.info("session %s: %s; looking for a cloud", self.welcome.session_id, error)
+        self._bytes_up, self._bytes_down = self.bytes_up, self.bytes_down
+        pause = error.retry_seconds if isinstance(error, Refused) else 0.0
+        self._redial = _Redial(
+            self._dial, self._link, self._hello, self._limits, pause, self._clock
+        )
+        self._link = None
+        self._attaching, self._attached_as = False, None
+
+    def _take_link(self, redial: _Redial, left: float) -> None:
+        """Attach to the cloud that was found. Raises LinkTimeout where none is yet."""
+        assert self._given_up_at is not None  # set by the break
+        until = self._given_up_at - self._clock.now()
+        found = redial.wait(max(0.0, min(left, until)))
+        if found is None:
+            if until <= left:
+                redial.stop()
+                raise Unreachable(
+                    f"no cloud for {self._limits.resume_seconds:g} s: {redial.last_error}"
+                )
+            raise LinkTimeout(f"no cloud yet: {redial.last_error}")
+        self._redial = None
+        self._link, welcome = found
+        self.reconnects += 1
+        self._attach()
+        self._attached_as = welcome
+
+    def _attach(self) -> None:
+        self._said = epoch, position = self._session.standing()
+        attach = Attach(session_id=self.welcome.session_id, epoch=epoch, position=position)
+        self._attaching = True
+        assert self._link is not None  # it has just been made, or has just spoken
+        try:
+            self._link.send(encode(attach))
+        except LinkError as error:
+            self._broke(error)
+
+    def _go_on(self, position: int) -> None:
+        if not self._attaching:
+            raise ProtocolError("the cloud attaches a session that did not ask for it")
+        if position > self._said[1]:
+            raise ProtocolError(f"the cloud keeps {position} positions; {self._said[1]} were named")
+        epoch, wanted = self._session.standing()
+        if epoch != self._said[0] or position > wanted:
+            self._attach()  # the text was cropped meanwhile
+            return
+        self._attaching = False
+        self.welcome = self._attached_as or self.welcome
+        before = self.bytes_up
+        for frame in self._session.replay(position):
+            self.send(frame)
+            if self._redial is not None:
+                return
+        self.replayed += self.bytes_up - before
+
+
+class _Redial:
+    """Looks for a cloud, in a thread, and says Hello to it."""
+
+    def __init__(
+        self,
+        dial: Callable[[], Link],
+        old: Link,
+        hello: Hello,
+        limits: Limits,
+        pause: float,
+        clock: Clock,
+    ) -> None:
+        self._dial = dial
+        self._old: Link | None = old
+        self._hello = hello
+        self._limits = limits
+        self._longest = limits.redial_seconds
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._found: tuple[Link, Welcome] | None = None
+        self._fatal: Exception | None = None
+        self.last_error: Exception | None = None
+        self._task = clock.repeat(self._attempt, min(pause, limits.resume_seconds), "collm-redial")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a cloud was found, or will not be."""
+        return self._task.is_over
+
+    def wait(self, seconds: float) -> tuple[Link, Welcome] | None:
+        """A link whose cloud has said Welcome; None where there is none after so many seconds.
+
+        Raises what a cloud that will never take this session said.
+        """
+        if not self._task.wait(seconds):
+            return None
+        if self._fatal is not None:
+            raise self._fatal
+        return self._found
+
+    def stop(self) -> None:
+        """Look no further; a link that was made is closed."""
+        self._stopped.set()
+        self._task.cancel()
+        with self._lock:
+            if self._link is not None:
+                self._link.close()
+
+    def _attempt(self) -> float | None:
+        """Try once; how long to wait before the next time, None after the last."""
+        if self._old is not None:
+            self._old.close()
+            self._old = None
+        pause = self._longest * random.uniform(0.5, 1.0)
+        self._longest = min(2 * self._longest, self._limits.redial_longest_seconds)
+        try:
+            self._found = self._try()
+            return None
+        except Refused as error:
+            self.last_error = error
+            if error.code not in _PASSING | _DAMAGED:
+                self._fatal = error
+                return None
+            return max(pause, min(error.retry_seconds, self._limits.resume_seconds))
+        except LinkError as error:
+            self.last_error = error
+            return pause
+        except Exception as error:  # noqa: BLE001 - raised by `wait`, to whoever asks
+            self._fatal = error
+            return None
+
+    def _try(self) -> tuple[Link, Welcome]:
+        link = self._dial()
+        with self._lock:
+            self._link = link
+        try:
+            if self._stopped.is_set():
+                raise LinkError("the session is closed")
+            return link, _greet(link, self._hello, self._limits)
+        except BaseException:
+            link.close()
+            raise
+
+
+def _greet(link: Link, hello: Hello, limits: Limits) -> Welcome:
+    """Say Hello. Raises LinkError, what the cloud refuses with, and ProtocolError."""
+    link.send(encode(hello))
+    # The server is there (the link saw that), but it may be computing.
+    reply = decode_cloud(link.receive(limits.verdict_seconds), limits, sealed=True)
+    if isinstance(reply, Refusal):
+        raise _refused(reply)
+    if not isinstance(reply, Welcome):
+        raise ProtocolError(f"expected a Welcome, got {type(reply).__name__}")
+    return reply
+
+
+def _refused(refusal: Refusal) -> Refused:
+    return Refused(refusal.code, f"the cloud refuses: {refusal.reason}", refusal.retry_seconds)

@@ -1,0 +1,285 @@
+"""What a cloud holds of one session, and what it answers: pending states, verdicts, scores.
+
+Asked to verify, it runs *all* pending positions through the blocks in one call, which both fills
+the cache of the tokens that exited early at the edge and gives the logits that judge them. By the
+two-row rule the result does not depend on how the positions were grouped. Asked to score, it does
+the same and tells what it makes of every drafted token, without an opinion on which of them stand.
+
+`drop` gives the memory back; after that only `attach` brings the session to life, and its client
+sends everything again. By the same rule what it then answers is what it would have answered.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from collm.config import Sampling
+from collm.errors import ProtocolError
+from collm.limits import Limits
+from collm.policy.sampling import log_probability
+from collm.runtime.stage import Stage, StageSession
+from collm.session.self_draft import SelfDraft, generate, judge
+from collm.wire.messages import (
+    Append,
+    Attach,
+    CloudMessage,
+    Crop,
+    Generate,
+    Hello,
+    Score,
+    Scored,
+    Verdict,
+    Verify,
+)
+
+Said: TypeAlias = Append | Verify | Score | Generate | Crop
+"""What is a session's own business."""
+
+
+class HeldSession:
+    """One session's text and state; used under `lock`.
+
+    Raises ProtocolError and ContextFull, PlacementError for a cut the stage does not have.
+    """
+
+    def __init__(
+        self, stage: Stage, limits: Limits, hello: Hello, identity: str, how: SelfDraft | None
+    ) -> None:
+        self._stage = stage
+        self._limits = limits
+        self._self_draft = how
+        self._has_drafted = False
+        """Exits that were asked before do not start over: later answers do without drafts."""
+        self.cut = hello.cut
+        self.wire_format = hello.wire_format
+        self.identity = identity
+        self.lock = threading.Lock()
+        self.is_dropped = False
+        self._session = stage.open(hello.cut)
+        self._ids: list[int] = []
+        self._epoch = 0
+        self._judged = 0
+        """The first row whose logits can still be asked for."""
+        self._next: _Chosen | None = None
+        """The token that the last verdict ended with, while the text before it stands."""
+
+    @property
+    def max_positions(self) -> int:
+        """The model's context length."""
+        return self._session.max_positions
+
+    @property
+    def position(self) -> int:
+        """Positions held."""
+        return self._session.position
+
+    @property
+    def bytes(self) -> int:
+        """Memory of caches and pending rows."""
+        return self._session.bytes
+
+    def bytes_first(self) -> int:
+        """What a session takes once it has begun."""
+        return self._session.bytes_with(1)
+
+    def bytes_for(self, message: Said) -> int:
+        """At most the memory that this session takes when the message is dealt with."""
+        more = 0
+        if isinstance(message, Append):
+            more = max(0, message.base + len(message.token_ids) - self._session.position)
+        elif isinstance(message, Generate):
+            more = min(message.max_tokens, self._limits.kv_step)
+        return self._session.bytes_with(min(more, self.max_positions - self._session.position))
+
+    def answer(self, message: Said) -> Generator[CloudMessage, None, None]:
+        """Take a message, yield the replies as they are made."""
+        session = self._session
+        if isinstance(message, Append):
+            self._append(session, message)
+        elif isinstance(message, Verify):
+            if message.epoch < self._epoch:
+                return  # sent before the client could know that an earlier verdict cropped the text
+            yield self._verify(session, message)
+        elif isinstance(message, Score):
+            yield self._score(session, message)
+        elif isinstance(message, Generate):
+            yield from self._generate(session, message)
+        else:
+            self._crop(session, message.position, message.epoch)
+
+    def attach(self, message: Attach) -> int:
+        """Go back to what is certain to be the client's text; how many positions that is."""
+        self.is_dropped = False
+        position = min(message.position, self._session.position)
+        self._session.crop(position)
+        self._judged = min(self._judged, position)
+        self._next = None
+        del self._ids[position:]
+        self._epoch = message.epoch
+        return position
+
+    def drop(self) -> None:
+        """Give the memory back and forget the text."""
+        self._session.close()
+        self._session = self._stage.open(self.cut)
+        self._ids, self._judged, self._next, self._has_drafted = [], 0, None, False
+        self.is_dropped = True
+
+    def close(self) -> None:
+        """Give the memory back, for good."""
+        self._session.close()
+
+    def _append(self, session: StageSession, message: Append) -> None:
+        """Idempotent: what is held already, or was sent before a crop, changes nothing."""
+        if message.epoch < self._epoch:
+            return
+        if message.epoch > self._epoch:
+            raise ProtocolError(f"epoch {message.epoch}; this session is at {self._epoch}")
+        if message.base > session.position:
+            raise ProtocolError(
+                f"positions from {message.base} on, but {session.position} is the next wanted"
+            )
+        ids = message.token_ids[session.position - message.base :]
+        if not ids:
+            return
+        vocabulary = self._stage.architecture.vocab_size
+        if max(ids) >= vocabulary:
+            raise ProtocolError(f"token id {max(ids)}; the vocabulary has {vocabulary}")
+        if message.rows is None:
+            session.append_ids(ids)
+        else:
+            session.append_hidden(message.rows[-len(ids) :])
+        self._ids.extend(ids)
+        if message.settled:
+            session.run(self._stage.layers.stop)
+
+    def _verify(self, session: StageSession, message: Verify) -> Verdict:
+        self._check_draft(session, message)
+        started = time.perf_counter()
+        position = message.base + 1
+        made = self._judge(session, message, position)
+        accepted, (token, logprob) = len(made) - 1, made[-1]
+        if accepted < len(message.draft):
+            self._crop(session, position + accepted, self._epoch + 1)
+        self._next = _Chosen(position + accepted, message.sampling, token, logprob)
+        return Verdict(
+            epoch=message.epoch,
+            base=message.base,
+            accepted=accepted,
+            next_token=token,
+            logprob=logprob,
+            cloud_seconds=time.perf_counter() - started,
+            logprobs_accepted=tuple(logprob for _, logprob in made[:-1]),
+        )
+
+    def _judge(
+        self, session: StageSession, message: Verify, position: int
+    ) -> list[tuple[int, float]]:
+        """As `judge`. A draft that goes on from the last verdict begins with a guess at its token:
+
+        that one is known, and where the guess is wrong nothing has to be run.
+        """
+        seen, chosen = set(self._ids[:position]), self._next
+        if chosen is None or (chosen.position, chosen.sampling) != (position, message.sampling):
+            logits = session.logits(message.base)
+            return judge(logits, message.draft, message.sampling, position, seen)
+        made = [(chosen.token, chosen.logprob)]
+        if message.draft and message.draft[0] == chosen.token:
+            seen.add(chosen.token)
+            logits, draft = session.logits(position), message.draft[1:]
+            made += judge(logits, draft, message.sampling, position + 1, seen)
+        return made
+
+    def _score(self, session: StageSession, message: Score) -> Scored:
+        self._check_draft(session, message)
+        started = time.perf_counter()
+        logprobs, ranks, best_ids, best_logprobs = [], [], [], []
+        hidden_states = session.hidden_at(self._stage.layers.stop, message.base)
+        most = self._limits.prefill_rows  # logits are large: never all of a long draft's at once
+        for start in range(0, len(hidden_states), most):
+            logits = self._stage.logits(hidden_states[start : start + most], exact=session.exact)
+            for row, drafted in zip(logits, (*message.draft[start:], None), strict=False):
+                best = int(row.argmax())
+                best_ids.append(best)
+                best_logprobs.append(log_probability(row, best))
+                if drafted is not None:
+                    is_best = drafted == best
+                    logprob = best_logprobs[-1] if is_best else log_probability(row, drafted)
+                    logprobs.append(logprob)
+                    ranks.append(_rank(row, drafted))
+        return Scored(
+            epoch=message.epoch,
+            base=message.base,
+            logprobs=tuple(logprobs),
+            ranks=tuple(ranks),
+            best_ids=tuple(best_ids[:-1]),
+            best_logprobs=tuple(best_logprobs[:-1]),
+            next_token=best_ids[-1],
+            next_logprob=best_logprobs[-1],
+            cloud_seconds=time.perf_counter() - started,
+        )
+
+    def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage]:
+        self._check(session, message.epoch, message.base)
+        if self.wire_format != "ids":
+            raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
+        how = None if self._has_drafted else self._self_draft
+        self._has_drafted = how is not None or self._has_drafted
+        self._take(session.position - 1)
+        for reply in generate(session, self._ids, message, how):
+            self._take(session.position - 1)
+            yield reply
+
+    def _check_draft(self, session: StageSession, message: Verify | Score) -> None:
+        end = message.base + len(message.draft) + 1
+        self._check(session, message.epoch, end)
+        self._take(message.base)
+        if tuple(self._ids[message.base + 1 : end]) != message.draft:
+            raise ProtocolError("the draft is not what was appended")
+
+    def _check(self, session: StageSession, epoch: int, position: int) -> None:
+        if epoch != self._epoch or position != session.position or position == 0:
+            raise ProtocolError(
+                f"epoch {epoch}, {position} positions; this session holds epoch {self._epoch}, "
+                f"{session.position} positions"
+            )
+
+    def _take(self, first: int) -> None:
+        """Note that rows from `first` on are asked for: earlier ones are then given up."""
+        if first < self._judged:
+            raise ProtocolError(f"row {first} is gone; the first still held is {self._judged}")
+        self._judged = first
+
+    def _crop(self, session: StageSession, position: int, epoch: int) -> None:
+        if epoch != self._epoch + 1:
+            raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
+        session.crop(position)
+        self._judged = min(self._judged, position)
+        if self._next is not None and position < self._next.position:
+            self._next = None
+        del self._ids[position:]
+        self._epoch = epoch
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The full model's token at a position."""
+
+    position: int
+    sampling: Sampling
+    token: int
+    logprob: float
+
+
+def _rank(logits: npt.NDArray[np.float32], token: int) -> int:
+    """1 + tokens that are likelier, or as likely with a lower id: argmax has rank 1."""
+    value = logits[token]
+    before = np.count_nonzero(logits > value) + np.count_nonzero(logits[:token] == value)
+    return 1 + int(before)

@@ -1,0 +1,197 @@
+"""All sessions of one cloud: those with a link, those whose client may come back, and their memory.
+
+The memory of caches and pending states has a hard budget, asked for before it is taken. Where it
+is full, the session that spoke longest ago loses its memory; its client sends everything again when
+it goes on. New sessions are let in while those that are at work leave room, and else told when to
+come back: sessions that take turns at evicting each other serve nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from collm.errors import Refused
+from collm.limits import Limits
+from collm.session.held import HeldSession
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Entry:
+    held: HeldSession
+    used_at: float = field(default_factory=time.monotonic)
+    left_at: float | None = None
+    """When its link broke; None: it has one."""
+    granted: int = 0
+    """Bytes that it may take."""
+
+
+class Sessions:
+    """The sessions by name. Safe to use from several threads."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._entries: dict[str, _Entry] = {}
+        self._changed = threading.Condition()
+        self._reaper: threading.Thread | None = None
+        self._closed = False
+        self.evictions = 0
+        self.resumed = 0
+        """Sessions that a client found again after its link broke."""
+        self.lost = 0
+        """Sessions whose client came back and had to send everything again."""
+
+    def __len__(self) -> int:
+        """Sessions with a link, or waiting for one."""
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the sessions were granted."""
+        with self._changed:
+            return sum(entry.granted for entry in self._entries.values())
+
+    def enter(self, name: str, held: HeldSession) -> None:
+        """Let a new session in. Raises Refused where those at work leave no room."""
+        with self._changed:
+            least = held.bytes_first()
+            now = time.monotonic()
+            at_work = sum(
+                max(entry.granted, least)
+                for entry in self._entries.values()
+                if now - entry.used_at < self._limits.work_seconds
+            )
+            if at_work + least > self._limits.max_kv_bytes:
+                raise self._no_room(least, max(0, self._limits.max_kv_bytes - at_work))
+            self._entries[name] = _Entry(held)
+
+    def owns(self, name: str, held: HeldSession) -> bool:
+        """Whether the session is still this one's, and no other link has taken it over."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.held is held
+
+    def used(self, name: str) -> None:
+        """Note that the session is at work."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.used_at = time.monotonic()
+
+    def make_room(self, name: str, wanted: int) -> None:
+        """Grant the session so many bytes in all. Raises Refused where the budget cannot.
+
+        The caller has the session's lock.
+        """
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None:
+                return
+            entry.used_at = time.monotonic()
+            if wanted <= entry.granted:
+                return
+            budget = self._limits.max_kv_bytes
+            others = sum(e.granted for e in self._entries.values() if e is not entry)
+            by_age = sorted(self._entries.values(), key=lambda one: one.used_at)
+            for other in by_age:
+                if others + wanted <= budget:
+                    break
+                if other is entry or not other.granted:
+                    continue
+                if not other.held.lock.acquire(blocking=False):
+                    continue  # it is computing
+                try:
+                    other.held.drop()
+                finally:
+                    other.held.lock.release()
+                others -= other.granted
+                other.granted = 0
+                self.evictions += 1
+            if others + wanted > budget:
+                raise self._no_room(wanted, budget - others)
+            entry.granted = wanted
+
+    def leave(self, name: str, held: HeldSession, *, keep: bool) -> None:
+        """A link is over. keep: its client may come back for the session."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None or entry.held is not held:
+                return  # another link has it
+            if keep and not self._closed and self._limits.detached_seconds:
+                entry.left_at = time.monotonic()
+                if self._reaper is None:
+                    self._reaper = threading.Thread(
+                        target=self._reap, name="collm-session-reaper", daemon=True
+                    )
+                    self._reaper.start()
+                self._changed.notify_all()
+                return
+            del self._entries[name]
+        with held.lock:
+            held.close()
+
+    def take_over(self, old: str, new: str, fresh: HeldSession, identity: str) -> HeldSession:
+        """The session called `old` goes on under the name `new`, whose `fresh` one is given up.
+
+        Where it is gone, `fresh` takes its place. Raises Refused for somebody else's.
+        """
+        with self._changed:
+            entry = self._entries.get(old)
+            if entry is None:
+                self.lost += 1
+                return fresh
+            found = entry.held
+            if found.identity != identity:
+                raise Refused("identity", "the session belongs to somebody else")
+            if (found.cut, found.wire_format) != (fresh.cut, fresh.wire_format):
+                raise Refused("placement", "the session has another cut or wire format")
+            del self._entries[old]
+            self._entries[new] = entry
+            entry.left_at, entry.used_at = None, time.monotonic()
+            self.resumed += 1
+        fresh.close()
+        return found
+
+    def close(self) -> None:
+        """Forget the sessions without a link, and keep none from now on. Idempotent."""
+        with self._changed:
+            self._closed = True
+            gone = [name for name, entry in self._entries.items() if entry.left_at is not None]
+            entries = [self._entries.pop(name) for name in gone]
+            self._changed.notify_all()
+        for entry in entries:
+            entry.held.close()
+
+    def _no_room(self, wanted: int, left: int) -> Refused:
+        budget, seconds = self._limits.max_kv_bytes, self._limits.retry_seconds
+        needs = f"this session needs {wanted / 2**20:.1f} MiB of the cloud's memory"
+        if wanted > budget:
+            return Refused("limits", f"{needs}, all sessions together get {budget / 2**20:.1f}")
+        return Refused(
+            "busy",
+            f"{needs}, {left / 2**20:.1f} are free; try again in {seconds:g} s",
+            retry_seconds=seconds,
+        )
+
+    def _reap(self) -> None:
+        """Close sessions whose clients did not come back."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now, keep = time.monotonic(), self._limits.detached_seconds
+                waiting = {
+                    name: entry.left_at + keep - now
+                    for name, entry in self._entries.items()
+                    if entry.left_at is not None
+                }
+                due = [self._entries.pop(name) for name, left in waiting.items() if left <= 0]
+                if not due:
+                    self._changed.wait(min(waiting.values(), default=None))
+                    continue
+            for entry in due:
+                with entry.held.lock:
+                    entry.held.close()

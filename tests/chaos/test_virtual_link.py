@@ -1,0 +1,143 @@
+"""Answers over links that break by chance, in virtual time: the text stays what it was.
+
+COLLM_CHAOS_RUNS says how many runs (`make chaos`: 1,000); COLLM_CHAOS_SEED where they begin. A
+failure names its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support import random_artifact
+
+from collm.config import Generation, Sampling
+from collm.errors import LinkError
+from collm.limits import Limits
+from collm.link.clock import VirtualClock
+from collm.link.faulty import Faults, FaultyCloud
+from collm.model.artifact import Artifact
+from collm.runtime.stage import Stage
+from collm.session.cloud import CloudService
+from collm.session.edge import Answer, Edge
+from collm.session.events import Account
+
+RUNS = int(os.environ.get("COLLM_CHAOS_RUNS", "60"))
+FIRST_SEED = int(os.environ.get("COLLM_CHAOS_SEED", "0"))
+LIMITS = Limits(kv_step=16, verdict_seconds=20.0, resume_seconds=600.0, detached_seconds=0.0)
+PROMPT = [5, 17, 42, 99, 7, 250, 31]
+TOKENS = 24
+WARM = Sampling(temperature=1.3, top_p=0.95, seed=11, repetition_penalty=1.3)
+
+KINDS = {
+    "cuts": Faults(cut=0.05, refuse=0.2),
+    "half-open": Faults(half_open=0.05, refuse=0.1),
+    "resets and restarts": Faults(restart=0.06),
+    "black holes": Faults(blackhole=0.03),
+    "stalls": Faults(stall=0.1, stall_seconds=3.0),
+    "damage": Faults(corrupt=0.05),
+    "flapping": Faults(cut=0.15, refuse=0.3),
+    "everything": Faults(cut=0.02, half_open=0.01, blackhole=0.01, stall=0.02, corrupt=0.02,
+                         restart=0.02, refuse=0.2),
+}  # fmt: skip
+ANSWERS = {
+    "verified": ("verified", 2, "f32", Generation(threshold=0.05, draft=4)),
+    "sampled": ("verified", 3, "int8", Generation(threshold=0.05, draft=3, sampling=WARM)),
+    "ahead": ("verified", 2, "f16", Generation(threshold=0.05, draft=6, ahead=0.0)),
+    "ids alone": ("verified", 0, "f32", Generation()),
+    "cloud": ("cloud", 0, "f32", Generation(sampling=WARM)),
+    "threshold": ("threshold", 2, "f16", Generation(threshold=0.05)),
+    "refine": ("refine", 2, "f32", Generation()),
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder: Path = tmp_path_factory.mktemp("tiny") / "artifact"
+    return random_artifact(folder, cuts=(1, 2, 3), weights="int4", max_position_embeddings=96)
+
+
+@pytest.fixture(scope="module")
+def stage(artifact: Artifact) -> Stage:
+    return Stage(artifact, range(4), limits=LIMITS)
+
+
+class World:
+    """One edge for each kind of answer, and a cloud to be broken."""
+
+    def __init__(self, artifact: Artifact, stage: Stage, limits: Limits = LIMITS) -> None:
+        self.stage = stage
+        self.cloud: FaultyCloud | None = None
+        self.clock = VirtualClock()
+        self.edges = {
+            name: Edge(artifact, mode=mode, placement=placement, wire=wire, limits=limits,
+                       connect=self.connect, clock=self.clock)
+            for name, (mode, placement, wire, _) in ANSWERS.items()
+        }  # fmt: skip
+
+    def connect(self):  # type: ignore[no-untyped-def]
+        assert self.cloud is not None
+        return self.cloud.connect()
+
+    def answer(self, name: str, faults: Faults, seed: int) -> Account:
+        return self.begin(name, faults, seed).finish()
+
+    def begin(self, name: str, faults: Faults, seed: int, limits: Limits = LIMITS) -> Answer:
+        service = partial(CloudService, self.stage, limits)
+        self.cloud = FaultyCloud(
+            service(), self.clock, faults, seed=seed, limits=limits, restarted=service
+        )
+        mode, _, _, how = ANSWERS[name]
+        generation = replace(how, mode=mode, max_tokens=TOKENS, ignore_eos=True)
+        return self.edges[name].answer(PROMPT, generation)
+
+
+@pytest.fixture(scope="module")
+def world(artifact: Artifact, stage: Stage) -> World:
+    return World(artifact, stage)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_happens_on_the_link_the_text_is_the_same(world: World, kind: str) -> None:
+    wanted = {name: world.answer(name, Faults(), 0).token_ids for name in ANSWERS}
+    threads, files = threading.active_count(), psutil.Process().num_fds()
+    reconnects = 0
+    runs = max(len(ANSWERS), RUNS // len(KINDS))
+    for seed in range(FIRST_SEED, FIRST_SEED + runs):
+        name = list(ANSWERS)[seed % len(ANSWERS)]
+        account = world.answer(name, KINDS[kind], seed)
+        assert account.token_ids == wanted[name], (kind, name, seed)
+        reconnects += account.reconnects
+    assert reconnects or kind == "stalls"
+    assert threading.active_count() <= threads
+    assert psutil.Process().num_fds() <= files
+
+
+def test_a_run_is_its_seeds(world: World) -> None:
+    first = world.answer("verified", KINDS["everything"], 3)
+    again = world.answer("verified", KINDS["everything"], 3)
+    assert (first.reconnects, first.bytes_up) == (again.reconnects, again.bytes_up)
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "threshold"])
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_a_cloud_that_stays_away_is_waited_for_until_the_deadline(
+    artifact: Artifact, stage: Stage, name: str, after: int
+) -> None:
+    limits = replace(LIMITS, resume_seconds=30.0)
+    world = World(artifact, stage, limits)
+    told = iter(world.begin(name, Faults(), 0, limits))
+    for _ in range(after):
+        next(told)
+    assert world.cloud is not None
+    world.cloud.is_reachable = False
+    world.cloud.cut()
+    asked_at = [world.clock.now()]
+    with pytest.raises(LinkError):
+        asked_at.extend(world.clock.now() for _ in told)
+    assert world.clock.now() - asked_at[-1] <= 1.1 * limits.resume_seconds + limits.connect_seconds

@@ -1,0 +1,263 @@
+"""Sessions that outlive their links and their memory, over both links, on a tiny random model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tests.contract.link_services import until
+from tests.support import random_artifact
+
+from collm.config import Generation, Sampling
+from collm.errors import LinkError, Refused
+from collm.limits import Limits
+from collm.link.background import BackgroundServer
+from collm.link.base import Link, Peer
+from collm.link.grpc_client import connect
+from collm.link.memory import MemoryCloud
+from collm.model.artifact import Artifact
+from collm.runtime.stage import Stage
+from collm.session.client import CloudClient
+from collm.session.cloud import CloudService
+from collm.session.edge import Edge
+from collm.wire.encoding import decode_cloud, encode
+from collm.wire.messages import Append, Attach, Attached, Bye, Evicted, Hello, Refusal, Welcome
+
+LIMITS = Limits(
+    connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16, detached_seconds=0.5,
+    retry_seconds=0.2, work_seconds=0.3, resume_seconds=20.0,
+)  # fmt: skip
+PROMPT = [5, 17, 42, 99, 7, 250, 31]
+MADE = Generation(max_tokens=30, threshold=0.05, draft=4, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class World:
+    artifact: Artifact
+    service: CloudService
+    dial: Callable[[], Link]
+
+    def edge(self, limits: Limits = LIMITS) -> Edge:
+        return Edge(self.artifact, mode="verified", placement=2, connect=self.dial, limits=limits)
+
+    def client(self) -> CloudClient:
+        return CloudClient(self.dial(), fingerprint=self.artifact.fingerprint, cut=0,
+                           vocabulary=300, limits=LIMITS, dial=self.dial)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder: Path = tmp_path_factory.mktemp("tiny") / "artifact"
+    return random_artifact(folder, cuts=(1, 2, 3), weights="int4", max_position_embeddings=96)
+
+
+@pytest.fixture(params=["memory", "grpc"])
+def start(request: pytest.FixtureRequest, artifact: Artifact) -> Iterator[Callable[..., World]]:
+    with ExitStack() as stack:
+
+        def begin(**changes: float) -> World:
+            limits = replace(LIMITS, **changes)  # type: ignore[arg-type]
+            service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+            stack.callback(service.close)
+            if request.param == "memory":
+                cloud = stack.enter_context(MemoryCloud(service, limits))
+                return World(artifact, service, cloud.connect)
+            server = stack.enter_context(BackgroundServer(service, "127.0.0.1:0", limits))
+            return World(artifact, service, lambda: connect(server.address, limits))
+
+        yield begin
+
+
+def hello(artifact: Artifact, minor: int = 3) -> Hello:
+    return Hello(protocol_major=1, protocol_minor=minor, fingerprint=artifact.fingerprint, cut=0,
+                 wire_format="ids", software="test")  # fmt: skip
+
+
+def reference(artifact: Artifact) -> list[int]:
+    whole = Edge(artifact, mode="verified", placement=4, limits=LIMITS)
+    return whole.answer(PROMPT, MADE).finish().token_ids
+
+
+def test_a_broken_link_is_replaced_and_the_cloud_still_has_the_session(
+    start: Callable[..., World],
+) -> None:
+    world = start()
+    links: list[Link] = []
+
+    def dial() -> Link:
+        links.append(world.dial())
+        return links[-1]
+
+    edge = Edge(world.artifact, mode="verified", placement=2, connect=dial, limits=LIMITS)
+    answer = edge.answer(PROMPT, MADE)
+    for count, _ in enumerate(answer):
+        if count in (3, 11, 12):
+            links[-1].close()
+    assert answer.account.token_ids == reference(world.artifact)
+    assert answer.account.reconnects == 3
+    assert world.service.sessions.resumed + world.service.sessions.lost == 3
+    assert until(lambda: not len(world.service.sessions))
+
+
+def test_a_client_that_does_not_come_back_is_forgotten(start: Callable[..., World]) -> None:
+    world = start()
+    link = world.dial()
+    link.send(encode(hello(world.artifact)))
+    assert isinstance(decode_cloud(link.receive(3), LIMITS), Welcome)
+    link.send(encode(Append(epoch=0, base=0, token_ids=(5, 6), rows=None)))
+    link.close()
+    assert until(lambda: len(world.service.sessions) == 0, 5.0)
+    assert world.service.sessions.bytes == 0
+
+
+def test_the_same_session_is_not_two_links_at_a_time(start: Callable[..., World]) -> None:
+    world = start()
+    first, second = world.dial(), world.dial()
+    names = []
+    for link in (first, second):
+        link.send(encode(hello(world.artifact)))
+        welcome = decode_cloud(link.receive(3), LIMITS)
+        assert isinstance(welcome, Welcome)
+        names.append(welcome.session_id)
+    first.send(encode(Append(epoch=0, base=0, token_ids=(5, 6, 7), rows=None)))
+    # The first link is half open: its client has long come back over the second.
+    assert until(lambda: world.service.sessions.bytes > 0)
+    second.send(encode(Attach(session_id=names[0], epoch=4, position=2)))
+    assert decode_cloud(second.receive(3), LIMITS) == Attached(position=2)
+    first.send(encode(Append(epoch=0, base=3, token_ids=(8,), rows=None)))
+    refused = decode_cloud(first.receive(3), LIMITS)
+    assert isinstance(refused, Refusal) and "another link" in refused.reason
+    second.send(encode(Append(epoch=4, base=2, token_ids=(7, 8), rows=None)))
+    assert until(lambda: len(world.service.sessions) == 1)
+    first.close()
+    second.close()
+
+
+def test_a_strangers_session_is_refused(artifact: Artifact) -> None:
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    mine, theirs = service.open(Peer("a", "alice")), service.open(Peer("b", "bob"))
+    (frame,) = mine.receive(encode(hello(artifact)))
+    welcome = decode_cloud(frame, LIMITS)
+    assert isinstance(welcome, Welcome)
+    list(theirs.receive(encode(hello(artifact))))
+    attach = Attach(session_id=welcome.session_id, epoch=1, position=0)
+    with pytest.raises(Refused, match="somebody else"):
+        list(theirs.receive(encode(attach)))
+    mine.close()
+    theirs.close()
+    service.close()
+
+
+def test_ten_times_the_memory_takes_turns_and_every_text_is_right(
+    start: Callable[..., World],
+) -> None:
+    one = start()
+    probe = one.service.stage.open(2)
+    room = 2 * probe.bytes_with(48)
+    world = start(max_kv_bytes=room)
+    wanted = reference(world.artifact)
+    texts: list[list[int]] = []
+    told: list[str] = []
+    peak = [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], world.service.sessions.bytes)
+
+    def run() -> None:
+        edge = world.edge()
+        while True:
+            try:
+                texts.append(edge.answer(PROMPT, MADE).finish().token_ids)
+                return
+            except Refused as error:
+                told.append(f"{error.code}: {error}")
+                time.sleep(error.retry_seconds)
+
+    watcher = threading.Thread(target=watch)
+    threads = [threading.Thread(target=run) for _ in range(20)]
+    for thread in (watcher, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    done.set()
+    watcher.join()
+    assert texts == [wanted] * 20
+    assert told  # the surplus was told when to come back
+    assert all(one.startswith("busy: ") and "try again in 0.2 s" in one for one in told)
+    assert peak[0] <= room
+
+
+def test_an_evicted_session_goes_on_where_it_was(start: Callable[..., World]) -> None:
+    world = start()
+    wanted = reference(world.artifact)
+    edge = world.edge()
+    answer = edge.answer(PROMPT, MADE)
+    pieces = iter(answer)
+    for _ in range(9):
+        next(pieces)
+    (entry,) = world.service.sessions._entries.values()
+    with entry.held.lock:
+        entry.held.drop()
+    for _ in pieces:
+        pass
+    assert answer.account.token_ids == wanted
+    assert answer.account.reconnects == 0
+    assert answer.account.replayed_bytes > 0
+
+
+def test_an_older_client_is_told_when_its_memory_is_gone(artifact: Artifact) -> None:
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    for minor in (2, 3):
+        conversation = service.open(Peer("a"))
+        list(conversation.receive(encode(hello(artifact, minor))))
+        list(conversation.receive(encode(Append(epoch=0, base=0, token_ids=(5, 6), rows=None))))
+        (entry,) = service.sessions._entries.values()
+        entry.held.drop()
+        more = encode(Append(epoch=0, base=2, token_ids=(7,), rows=None))
+        if minor == 2:
+            with pytest.raises(Refused, match="begin anew"):
+                list(conversation.receive(more))
+        else:
+            (said,) = conversation.receive(more)
+            assert decode_cloud(said, LIMITS) == Evicted()
+            assert list(conversation.receive(more)) == []  # on its way before it was known
+        list(conversation.receive(encode(Bye())))
+    service.close()
+
+
+def test_a_session_larger_than_the_memory_is_refused_with_the_figures(
+    start: Callable[..., World],
+) -> None:
+    world = start()
+    room = world.service.stage.open(2).bytes_with(8)
+    small = start(max_kv_bytes=room)
+    with pytest.raises(LinkError, match="MiB"):
+        small.edge().answer(PROMPT, MADE).finish()
+
+
+def test_sampled_text_survives_a_break(start: Callable[..., World]) -> None:
+    world = start()
+    warm = replace(MADE, sampling=Sampling(temperature=1.3, top_p=0.95, seed=11))
+    edge = world.edge()
+    wanted = edge.answer(PROMPT, warm).finish().token_ids
+    links: list[Link] = []
+
+    def dial() -> Link:
+        links.append(world.dial())
+        return links[-1]
+
+    edge = Edge(world.artifact, mode="verified", placement=2, connect=dial, limits=LIMITS)
+    answer = edge.answer(PROMPT, warm)
+    for count, _ in enumerate(answer):
+        if count == 6:
+            links[-1].close()
+            time.sleep(0.7)  # longer than the cloud waits
+    assert answer.account.token_ids == wanted
+    assert world.service.sessions.lost == 1
