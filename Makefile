@@ -25,7 +25,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test exact check bench clean
+.PHONY: help demo test exact chaos check bench clean
 
 help: ## Show this
 	@echo "CoLLM: a language model shared between a device and the cloud"
@@ -39,6 +39,9 @@ test: $(STAMPS)/dev $(STAMPS)/model ## Run every test: unit, contract, fuzz, end
 
 exact: $(STAMPS)/dev $(STAMPS)/model ## Compare verified, cloud and whole text token by token: 20 prompts, long (half an hour)
 	@$(BIN)/python -m pytest tests/e2e/test_exact.py -m slow -x -v $(ARGS)
+
+chaos: $(STAMPS)/dev $(STAMPS)/model ## Break links and processes at random, in full: 1,000 runs, 120 kills (a quarter of an hour)
+	@COLLM_CHAOS_RUNS=1000 COLLM_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos -v $(ARGS)
 
 check: $(STAMPS)/dev ## Run ruff, mypy and import-linter
 	@status=0; \

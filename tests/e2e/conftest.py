@@ -1,4 +1,4 @@
-"""The real embedded model, built once a test session, and a cloud process to talk to."""
+"""Commands as users run them, and a cloud process of the real embedded model to talk to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from collm.limits import DEFAULT_LIMITS
-from collm.model.artifact import Artifact
 from collm.serve.spawn import spawned_cloud
 
 DEADLINE_SECONDS = 60.0
@@ -40,20 +39,6 @@ def collm(*arguments: str | Path, timeout: float = DEADLINE_SECONDS) -> Ran:
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact of SmolLM2-135M-Instruct as `collm build` makes it."""
-    folder = tmp_path_factory.mktemp("artifacts") / "smollm2"
-    ran = collm("build", "smollm2", folder, "--cuts", "5,10,15,20", timeout=120)
-    assert ran.code == 0, ran.err
-    return folder
-
-
-@pytest.fixture(scope="session")
-def artifact(smollm2: Path) -> Artifact:
-    return Artifact(smollm2)
 
 
 @pytest.fixture(scope="session")

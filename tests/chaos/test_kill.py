@@ -1,0 +1,160 @@
+"""SIGKILL to the cloud in the midst of answers of the real model: the text stays what it was.
+
+COLLM_CHAOS_KILLS says how many kills for each way of sampling and wire format (`make chaos`: 20).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from collm.config import Generation, Sampling
+from collm.limits import DEFAULT_LIMITS
+from collm.link.grpc_client import connect
+from collm.model.artifact import Artifact
+from collm.session.edge import Edge
+
+KILLS = int(os.environ.get("COLLM_CHAOS_KILLS", "1"))
+SEED = int(os.environ.get("COLLM_CHAOS_SEED", "0"))
+TOKENS = 40
+SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.8, seed=7)}
+PROMPT = "Why is the sky blue, and the sunset red?"
+
+pytestmark = pytest.mark.e2e
+
+
+class Cloud:
+    """A cloud process on a port of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Return when it takes sessions."""
+        command = [sys.executable, "-m", "collm", "cloud", str(self._folder), "--threads", "1",
+                   "--listen", self.address, "--spawned"]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().decode().strip() == self.address
+
+    def kill(self) -> None:
+        """As a machine that loses its power."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture(scope="module")
+def cloud(smollm2: Path) -> Iterator[Cloud]:
+    made = Cloud(smollm2)
+    yield made
+    made.kill()
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("wire", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_cloud_is_killed(cloud: Cloud, artifact: Artifact, wire: str, sampling: str) -> None:
+    chances = random.Random(f"{SEED} {wire} {sampling}")
+    edge = Edge(artifact, mode="verified", placement=10, wire=wire,
+                connect=partial(connect, cloud.address))  # fmt: skip
+    made = Generation(max_tokens=TOKENS, ignore_eos=True, sampling=SAMPLINGS[sampling])
+    ids = edge.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
+    wanted = edge.answer(ids, made).finish().token_ids
+    for _ in range(KILLS):
+        at, back_at = chances.randrange(TOKENS - 2), [0.0]
+        answer = edge.answer(ids, made)
+        told, waited = list[int](), None
+        for piece in answer:
+            if back_at[0] and waited is None:
+                waited = time.monotonic() - back_at[0]
+            told.append(piece.token.token_id)
+            if len(told) == at + 1:
+                # In the midst of computing, not politely between two tokens.
+                time.sleep(chances.random() * 0.01)
+                cloud.kill()
+                threading.Thread(target=_return, args=(cloud, back_at)).start()
+        assert told == wanted, f"killed after token {at}, seed {SEED}"
+        assert answer.account.reconnects >= 1
+        assert waited is not None and waited <= 2.0, f"{waited:.2f} s after the cloud's return"
+
+
+def _return(cloud: Cloud, back_at: list[float]) -> None:
+    cloud.start()
+    back_at[0] = time.monotonic()
+
+
+def test_the_edge_is_killed(cloud: Cloud, smollm2: Path) -> None:
+    """The cloud's memory is back within 5 s; what its runtime keeps for the next one it has had."""
+    process = psutil.Process(cloud.process.pid)
+    text = " ".join(f"item {n}" for n in range(300))
+    command = [sys.executable, "-m", "collm", "run", str(smollm2), text, "--raw", "--ignore-eos",
+               "--cloud", cloud.address, "--mode", "cloud", "--max-tokens"]  # fmt: skip
+    subprocess.run([*command, "4"], check=True, capture_output=True, timeout=60)
+    time.sleep(0.5)
+    before = process.memory_info().rss
+    command.append("2000")
+    edge = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert edge.stdout is not None
+    edge.stdout.read(60)  # it answers
+    held = process.memory_info().rss
+    assert held > before + 20 * 2**20
+    edge.send_signal(signal.SIGKILL)
+    edge.wait(10)
+    edge.stdout.close()
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline and process.memory_info().rss > before + (held - before) / 3:
+        time.sleep(0.05)
+    assert process.memory_info().rss <= before + (held - before) / 3
+
+
+def test_a_stopped_cloud_is_noticed_and_another_one_takes_over(
+    cloud: Cloud,
+    smollm2: Path,
+    artifact: Artifact,
+) -> None:
+    """SIGSTOP: the kernel goes on acknowledging, only keepalive sees it."""
+    limits = replace(DEFAULT_LIMITS, keepalive_seconds=10.0, keepalive_timeout_seconds=1.0)
+    other = Cloud(smollm2)
+    try:
+        addresses = iter([cloud.address, other.address, other.address])
+        edge = Edge(artifact, mode="verified", placement=10, limits=limits,
+                    connect=lambda: connect(next(addresses), limits))  # fmt: skip
+        made = Generation(max_tokens=TOKENS, ignore_eos=True)
+        ids = edge.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
+        told = list[int]()
+        answer = edge.answer(ids, made)
+        started = 0.0
+        for piece in answer:
+            told.append(piece.token.token_id)
+            if len(told) == 5:
+                os.kill(cloud.process.pid, signal.SIGSTOP)
+                started = time.monotonic()
+        assert answer.account.reconnects == 1
+        assert time.monotonic() - started < 25.0
+        whole = Edge(artifact, mode="verified", placement=30)
+        assert told == whole.answer(ids, made).finish().token_ids
+    finally:
+        os.kill(cloud.process.pid, signal.SIGCONT)
+        other.kill()
