@@ -37,6 +37,12 @@ class Limits:
     # sessions
     max_sessions: int = 64
     """Sessions one cloud process holds at once."""
+    max_identity_sessions: int = 0
+    """Of one identity at once; 0: as many as there are."""
+    identity_bytes_per_second: float = 0.0
+    """What one identity may send; it is read no faster. 0: any."""
+    identity_tokens_per_second: float = 0.0
+    """What one identity is answered. 0: any."""
     max_kv_bytes: int = 4 * 2**30
     """Caches and pending states of all sessions of one cloud process."""
     work_seconds: float = 5.0

@@ -57,6 +57,8 @@ class FakeService:
 class FakeConversation:
     """Does what the first word of a frame says."""
 
+    pause_seconds = 0.0
+
     def __init__(self, record: Recorder) -> None:
         self._record = record
 

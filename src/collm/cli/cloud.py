@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from collm.cli.options import ThreadsOption, numbers, thread_count
+from collm.cli.options import ThreadsOption, byte_count, numbers, thread_count
 from collm.limits import DEFAULT_LIMITS
+from collm.link.credentials import ServerSecurity
 from collm.model.artifact import Artifact
 from collm.serve.cloud_process import run_cloud
+from collm.serve.logs import set_up_logs
+from collm.serve.metrics import metrics_server
 from collm.session.self_draft import SelfDraft, self_draft
 
 
@@ -29,17 +34,57 @@ def cloud_command(
     criterion: Annotated[
         str, typer.Option(help="With --exits: what an exit's token must meet to be drafted.")
     ] = "confidence:0.6",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate of this cloud, for TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="PEM: edges need a certificate of this authority.")
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="Edges need a token of this file: lines of a name and a token."),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
             "--insecure", help="Let other machines in, without encryption or authentication."
         ),
     ] = False,
+    max_sessions: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Sessions at once.")
+    ] = DEFAULT_LIMITS.max_sessions,
+    max_identity_sessions: Annotated[
+        int, typer.Option(min=0, help="Sessions of one identity at once; 0: any number.")
+    ] = 0,
+    identity_tokens: Annotated[
+        float, typer.Option(min=0, help="Tokens a second for one identity; 0: any number.")
+    ] = 0.0,
+    identity_bytes: Annotated[
+        float, typer.Option(min=0, help="Bytes a second from one identity; 0: any number.")
+    ] = 0.0,
+    kv_memory: Annotated[
+        str, typer.Option(help="Most memory for caches and pending states, such as 4gb.")
+    ] = "4gb",
+    metrics: Annotated[
+        str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; empty: nowhere.")
+    ] = "",
+    log: Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")] = "text",
     spawned: Annotated[
         bool, typer.Option(hidden=True, help="End with standard input; print only the address.")
     ] = False,
 ) -> None:
     """Serve the deeper layers to edges, until interrupted."""
+    security = ServerSecurity(certificate=tls_cert, key=tls_key, client_ca=client_ca, tokens=tokens)
+    limits = replace(
+        DEFAULT_LIMITS,
+        max_sessions=max_sessions,
+        max_identity_sessions=max_identity_sessions,
+        identity_tokens_per_second=identity_tokens,
+        identity_bytes_per_second=identity_bytes,
+        max_kv_bytes=byte_count("--kv-memory", kv_memory),
+    )
+    set_up_logs(log)
     opened = Artifact(artifact)
     drafting: SelfDraft | None = None
     if exits:
@@ -53,13 +98,19 @@ def cloud_command(
             name = opened.manifest.name
             print(f"serving {name} ({opened.fingerprint[:12]}) on {address}", flush=True)
 
-    run_cloud(
-        opened,
-        listen=listen,
-        threads=thread_count(threads),
-        limits=DEFAULT_LIMITS,
-        ready=ready,
-        self_draft=drafting,
-        until_stdin_closes=spawned,
-        insecure=insecure,
-    )
+    with ExitStack() as stack:
+        if metrics:
+            server = metrics_server(metrics, tokens=tokens, insecure=insecure)
+            where = stack.enter_context(server)
+            typer.echo(f"metrics on http://{where}/metrics", err=True)
+        run_cloud(
+            opened,
+            listen=listen,
+            threads=thread_count(threads),
+            limits=limits,
+            ready=ready,
+            self_draft=drafting,
+            until_stdin_closes=spawned,
+            security=security,
+            insecure=insecure,
+        )

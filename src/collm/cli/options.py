@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +52,15 @@ def numbers(option: str, text: str) -> list[int]:
         raise PlacementError(
             f"{option} {text!r}: expected layer numbers separated by commas, such as 5,15"
         ) from None
+
+
+def byte_count(option: str, text: str) -> int:
+    """Bytes of `512mb` or `4gb`; 1 kB = 1000 B."""
+    match = re.fullmatch(r"([0-9]{1,9})(kb|mb|gb|tb)", text.lower())
+    if match is None or not int(match[1]):
+        raise UsageError(f"{option} {text[:40]!r}: expected a size such as 512mb or 4gb")
+    units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+    return int(match[1]) * units[match[2]]
 
 
 def thread_count(threads: int, processes: int = 1) -> int:

@@ -23,12 +23,22 @@ from collm.cli.options import (
     thread_count,
 )
 from collm.cli.prompts import read_prompts, record_ids
+from collm.cli.security import (
+    CaOption,
+    CertOption,
+    KeyOption,
+    TokenFileOption,
+    check_token_stays_secret,
+    client_security,
+)
 from collm.cli.show import Palette, account_line, print_piece
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import PromptError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
-from collm.link.grpc_client import connect
+from collm.link.credentials import ClientSecurity
+from collm.link.dialer import Dialer
+from collm.link.grpc_client import OPEN
 from collm.model.artifact import Artifact
 from collm.model.manifest import Manifest
 from collm.serve.spawn import spawned_cloud
@@ -38,18 +48,22 @@ from collm.session.events import Account
 
 @contextmanager
 def cloud_link(
-    artifact: Path, cloud: str | None, threads: int
+    artifact: Path, cloud: str | None, threads: int, security: ClientSecurity = OPEN
 ) -> Iterator[Callable[[], Link] | None]:
-    """What makes a link to the cloud that the user named; `spawn` starts one."""
+    """What makes a link to the cloud that the user named, or to one of several.
+
+    `spawn` starts one.
+    """
     with ExitStack() as stack:
         if cloud is None:
             yield None
             return
-        address = cloud
+        addresses = cloud.split(",")
         if cloud == "spawn":
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
-            address = stack.enter_context(spawned).address
-        yield lambda: connect(address, DEFAULT_LIMITS)
+            addresses = [stack.enter_context(spawned).address]
+        check_token_stays_secret(addresses, security)
+        yield Dialer(addresses, DEFAULT_LIMITS, security)
 
 
 def default_placement(manifest: Manifest) -> int:
@@ -72,8 +86,16 @@ def run_command(
         ),
     ] = "verified",
     cloud: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a cloud, or spawn to start one here.")
+        str | None,
+        typer.Option(
+            help="HOST:PORT of a cloud, or of several, separated by commas: the next one where one "
+            "fails; or spawn to start one here."
+        ),
     ] = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    token_file: TokenFileOption = None,
     placement: Annotated[
         int | None, typer.Option(help="Layers on the edge: a cut, 0, or all of them.")
     ] = None,
@@ -144,12 +166,13 @@ def run_command(
     )
     if (prompt is None) == (prompts is None):
         raise PromptError("give either a PROMPT or --prompts FILE")
+    security = client_security(ca, cert, key, token_file)
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
     opened = Artifact(artifact)
     placed = default_placement(opened.manifest) if placement is None else placement
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
-    with cloud_link(artifact, cloud, cores) as linked:
+    with cloud_link(artifact, cloud, cores, security) as linked:
         edge = Edge(
             opened,
             mode=mode,

@@ -10,7 +10,8 @@ from typing import Self
 
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Service
-from collm.link.grpc_server import Server, serve
+from collm.link.credentials import ServerSecurity
+from collm.link.grpc_server import OPEN, Server, serve
 
 
 class BackgroundServer:
@@ -25,6 +26,8 @@ class BackgroundServer:
         listen: str = "127.0.0.1:0",
         limits: Limits = DEFAULT_LIMITS,
         workers: int = 1,
+        *,
+        security: ServerSecurity = OPEN,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -32,7 +35,7 @@ class BackgroundServer:
         )
         self._thread.start()
         starting: Future[Server] = asyncio.run_coroutine_threadsafe(
-            serve(service, listen, limits, workers), self._loop
+            serve(service, listen, limits, workers, security=security), self._loop
         )
         try:
             self.server = starting.result()

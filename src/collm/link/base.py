@@ -67,6 +67,9 @@ class Peer:
 class Conversation(Protocol):
     """The service's end of one session; its methods never run at the same time."""
 
+    pause_seconds: float
+    """What a link has to wait, after a frame or a reply, before the next."""
+
     def receive(self, frame: bytes) -> Iterator[bytes]:
         """Take one frame and yield the replies as they are made; may compute for long.
 

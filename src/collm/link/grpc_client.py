@@ -3,7 +3,7 @@
 Two threads of a link move frames between its queues and the call: gRPC's own, which takes
 frames to send from an iterator, and a reader.
 
-Not covered: TLS, credentials, reconnecting after a break.
+Not covered: reconnecting after a break (`session.connection`).
 """
 
 from __future__ import annotations
@@ -15,26 +15,31 @@ from typing import Any, Self
 
 import grpc
 
-from collm.errors import LinkError, Unreachable
+from collm.errors import LinkError, Refused, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import parse_address
 from collm.link.base import Link
+from collm.link.credentials import ClientSecurity, read_pem
 from collm.link.frames import FrameQueue
 from collm.link.grpc_options import PATH, TAKEN, client_options
 
+OPEN = ClientSecurity()
+"""No encryption and no credentials."""
 
-def connect(address: str, limits: Limits = DEFAULT_LIMITS) -> Link:
-    """A link to the cloud at `address` (`HOST:PORT`).
+
+def connect(address: str, limits: Limits = DEFAULT_LIMITS, security: ClientSecurity = OPEN) -> Link:
+    """A link to the cloud at `address` (`HOST:PORT`), encrypted where `security` has a CA.
 
     Raises `Unreachable` when the address is none, or when nobody answers there within
-    `limits.connect_seconds`; a cloud that comes up meanwhile is found.
+    `limits.connect_seconds`; a cloud that comes up meanwhile is found. Raises `Refused` for
+    credentials that the cloud does not take, `UsageError` for files that are none.
     """
     try:
         parse_address(address)
     except ValueError as error:
         raise Unreachable(str(error)) from error
-    link = _GrpcLink(address, limits)
+    link = _GrpcLink(address, limits, security)
     try:
         link.wait_until_answered()
     except BaseException:
@@ -44,24 +49,36 @@ def connect(address: str, limits: Limits = DEFAULT_LIMITS) -> Link:
     return link
 
 
+def _channel(address: str, limits: Limits, security: ClientSecurity) -> Any:
+    options = client_options(limits)
+    if security.ca is None:
+        return grpc.insecure_channel(address, options)
+    key = read_pem(security.key) if security.key is not None else None
+    chain = read_pem(security.certificate) if security.certificate is not None else None
+    credentials = grpc.ssl_channel_credentials(read_pem(security.ca), key, chain)
+    return grpc.secure_channel(address, credentials, options)
+
+
 class _GrpcLink:
     """See `base.Link`."""
 
-    def __init__(self, address: str, limits: Limits) -> None:
+    def __init__(self, address: str, limits: Limits, security: ClientSecurity) -> None:
         self._address = address
         self._limits = limits
         self._up = FrameQueue(limits)
         self._down = FrameQueue(limits)
         self._answered = threading.Event()
         self._broken: str | None = None
+        self._refused: Refused | None = None
         # Any: grpc ships no types.
-        self._channel: Any = grpc.insecure_channel(address, client_options(limits))
+        self._channel: Any = _channel(address, limits, security)
+        metadata = [("authorization", f"Bearer {security.token}")] if security.token else None
         # Without serializers gRPC hands bytes through as they are.
         call = self._channel.stream_stream(
             PATH, request_serializer=None, response_deserializer=None
         )
         # Until it is answered, the call outlives failed attempts to connect.
-        self._call: Any = call(self._outgoing(), wait_for_ready=True)
+        self._call: Any = call(self._outgoing(), metadata=metadata, wait_for_ready=True)
         self._reader = threading.Thread(target=self._read, name="collm-grpc-reader", daemon=True)
         self._reader.start()
 
@@ -72,6 +89,8 @@ class _GrpcLink:
         answered = self._answered.wait(self._limits.connect_seconds)
         if answered and self._broken is None:
             return
+        if self._refused is not None:
+            raise self._refused
         told = f" ({self._broken})" if self._broken else ""
         raise Unreachable(
             f"no CoLLM cloud answers at {self._address} within "
@@ -162,6 +181,9 @@ class _GrpcLink:
                 return f"the link to {self._address} broke: {details}"
             case grpc.StatusCode.UNIMPLEMENTED:
                 return f"the server at {self._address} is no CoLLM cloud: {details}"
+            case grpc.StatusCode.UNAUTHENTICATED:
+                self._refused = Refused("identity", f"the cloud at {self._address}: {details}")
+                return str(self._refused)
             case grpc.StatusCode.CANCELLED:
                 return f"the call to {self._address} was cancelled"
             case _:

@@ -3,7 +3,7 @@
 The event loop only moves frames. All computing, opening and closing of conversations runs on
 one executor, a reply a turn, so that sessions interleave token by token (`turns.py`).
 
-Not covered: TLS, credentials.
+Every call passes a `Guard`; whom it names is the identity that the service gets.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
 
 from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import is_loopback, parse_address
 from collm.link.base import Peer, Service
+from collm.link.credentials import ServerSecurity, read_pem
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
+from collm.link.guard import Guard
 from collm.link.turns import Turns, refusal_frame
+from collm.wire import session_pb2  # noqa: F401 - what reflection shows
 
 logger = logging.getLogger(__name__)
+
+OPEN = ServerSecurity()
+"""No encryption and no credentials."""
 
 
 async def serve(
@@ -33,15 +42,16 @@ async def serve(
     limits: Limits = DEFAULT_LIMITS,
     workers: int = 1,
     *,
+    security: ServerSecurity = OPEN,
     insecure: bool = False,
 ) -> Server:
     """A running server on `listen` (`HOST:PORT`, port 0 takes a free one).
 
-    `workers` conversations compute at once. insecure: as for `check_listen`. Raises what that
-    does, and `LinkError` when the address cannot be listened on.
+    `workers` conversations compute at once. security: who is let in. insecure: as for
+    `check_listen`. Raises what that does, and `LinkError` when the address cannot be listened on.
     """
-    host = check_listen(listen, insecure=insecure)
-    server = Server(service, limits, workers)
+    host = check_listen(listen, security, insecure=insecure)
+    server = Server(service, limits, workers, security)
     try:
         await server._start(host, listen)
     except BaseException:
@@ -50,29 +60,49 @@ async def serve(
     return server
 
 
-def check_listen(listen: str, *, insecure: bool) -> str:
+def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> str:
     """The host of `listen`, which strangers must not reach unless that is wanted.
 
-    insecure: other machines may. Raises `UsageError` where they could without it, `LinkError`
-    when the address is none.
+    insecure: other machines may, without encryption or credentials. Raises `UsageError` where they
+    could without it, `LinkError` when the address is none.
     """
     try:
         host, _ = parse_address(listen, any_port=True)
     except ValueError as error:
         raise LinkError(str(error)) from error
-    if not insecure and not is_loopback(host):
+    lacks = [
+        what
+        for what, has in (
+            ("encryption (--tls-cert, --tls-key)", security.is_encrypted),
+            ("authentication (--tokens or --client-ca)", security.is_authenticated),
+        )
+        if not has
+    ]
+    if lacks and not insecure and not is_loopback(host):
         raise UsageError(
-            f"--listen {listen} takes connections from other machines, and there is no encryption "
-            "and no authentication: listen on 127.0.0.1 and tunnel it (SSH, WireGuard), or say "
-            "--insecure where you trust everybody on that network"
+            f"--listen {listen} takes connections from other machines, and there is no "
+            f"{' and no '.join(lacks)}: add that, listen on 127.0.0.1, or say --insecure where "
+            "you trust everybody on that network"
         )
     return host
+
+
+def _credentials(security: ServerSecurity) -> Any:
+    assert security.certificate is not None  # or nothing is encrypted
+    assert security.key is not None  # they come in pairs
+    pair = read_pem(security.key), read_pem(security.certificate)
+    ca = read_pem(security.client_ca) if security.client_ca is not None else None
+    return grpc.ssl_server_credentials(
+        [pair], root_certificates=ca, require_client_auth=ca is not None
+    )
 
 
 class Server:
     """A running server; made by `serve`. Use it in the event loop that made it."""
 
-    def __init__(self, service: Service, limits: Limits, workers: int) -> None:
+    def __init__(
+        self, service: Service, limits: Limits, workers: int, security: ServerSecurity
+    ) -> None:
         self.address = ""
         """Where it listens, with the port it got."""
         self.port = 0
@@ -83,7 +113,12 @@ class Server:
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drained = asyncio.Event()
         # Any: grpc ships no types.
-        self._grpc: Any = grpc.aio.server(options=server_options(limits))
+        self._security = security
+        self._health: Any = health.aio.HealthServicer()
+        self._guard = Guard(security)
+        self._grpc: Any = grpc.aio.server(
+            options=server_options(limits), interceptors=[self._guard]
+        )
 
     @property
     def sessions(self) -> int:
@@ -101,6 +136,7 @@ class Server:
         """
         if not self._stopping.done():
             self._stopping.set_result(None)
+            await self._set_health(HealthCheckResponse.NOT_SERVING)
         await self._grpc.stop(self._limits.shutdown_seconds if grace is None else grace)
         try:
             if self._live:
@@ -114,8 +150,14 @@ class Server:
         self._grpc.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
         )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
         try:
-            self.port = self._grpc.add_insecure_port(listen)
+            if self._security.is_encrypted:
+                self.port = self._grpc.add_secure_port(listen, _credentials(self._security))
+            else:
+                self.port = self._grpc.add_insecure_port(listen)
         except RuntimeError as error:
             raise LinkError(
                 f"cannot listen on {listen}: the port is taken or the address is not this "
@@ -123,10 +165,15 @@ class Server:
             ) from error
         self.address = f"{host}:{self.port}"
         await self._grpc.start()
+        await self._set_health(HealthCheckResponse.SERVING)
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
 
     async def _session(self, _requests: Any, context: Any) -> None:
         """One session, until either side ends it."""
-        peer = Peer(str(context.peer()))
+        peer = Peer(str(context.peer()), self._guard.identity(context))
         await context.send_initial_metadata((TAKEN,))
         if len(self._live) >= self._limits.max_sessions:
             await self._refuse(context, refusals.busy(self._limits), peer)
@@ -140,8 +187,10 @@ class Server:
                 reply = await asyncio.wrap_future(turns.begin(frame))
                 while reply is not None:
                     await self._write(context, reply)
+                    await self._pause(turns)
                     self._check_running()
                     reply = await asyncio.wrap_future(turns.advance())
+                await self._pause(turns)
         except Exception as error:  # noqa: BLE001 - reported by `_refuse`
             if not context.cancelled():
                 await self._refuse(context, error, peer)
@@ -149,6 +198,11 @@ class Server:
             # Reached by cancellation too, when the client is gone: then this is the only
             # thing still done for it. A second cancellation must not stop it.
             await asyncio.shield(asyncio.ensure_future(self._close(turns)))
+
+    async def _pause(self, turns: Turns) -> None:
+        """Let a client wait that takes more than its share; it notices by flow control."""
+        if turns.pause_seconds > 0:
+            await asyncio.wait({self._stopping}, timeout=turns.pause_seconds)
 
     async def _close(self, turns: Turns) -> None:
         try:

@@ -84,7 +84,9 @@ class MemoryCloud:
                 reply = turns.begin(frame).result()
                 while reply is not None and not link.gone.is_set():
                     link.down.put(reply, self._limits.send_seconds)
+                    link.gone.wait(turns.pause_seconds)
                     reply = turns.advance().result()
+                link.gone.wait(turns.pause_seconds)
         except Exception as error:  # noqa: BLE001 - reported by `_refuse`
             self._refuse(link, error)
         finally:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from functools import partial
+from typing import TypeVar
 
+from collm import metrics
 from collm.errors import CollmError, Refused
 from collm.link.base import Conversation, Peer, Service
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Turns:
@@ -32,19 +36,37 @@ class Turns:
 
     def open(self) -> Future[None]:
         """Open the conversation."""
-        return self._executor.submit(self._open)
+        return self._submit(self._open)
 
     def begin(self, frame: bytes) -> Future[bytes | None]:
         """Hand over a frame; the first reply, or None."""
-        return self._executor.submit(self._begin, frame)
+        return self._submit(partial(self._begin, frame))
 
     def advance(self) -> Future[bytes | None]:
         """The next reply to that frame, or None after the last."""
-        return self._executor.submit(self._advance)
+        return self._submit(self._advance)
+
+    @property
+    def pause_seconds(self) -> float:
+        """What to wait before the next turn."""
+        conversation = self._conversation
+        return 0.0 if conversation is None else conversation.pause_seconds
 
     def close(self) -> Future[None]:
         """Close the replies and the conversation, after the turn that runs now."""
-        return self._executor.submit(self._close)
+        return self._submit(self._close)
+
+    def _submit(self, turn: Callable[[], T]) -> Future[T]:
+        def run() -> T:
+            metrics.QUEUE.dec()
+            return turn()
+
+        metrics.QUEUE.inc()
+        try:
+            return self._executor.submit(run)
+        except RuntimeError:
+            metrics.QUEUE.dec()
+            raise
 
     def _open(self) -> None:
         with self._one_at_a_time:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from collm.limits import Limits
-from collm.link.grpc_server import check_listen, serve
+from collm.link.credentials import ServerSecurity
+from collm.link.grpc_server import OPEN, check_listen, serve
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
 from collm.session.self_draft import SelfDraft
+
+logger = logging.getLogger(__name__)
 
 
 def run_cloud(
@@ -25,20 +29,21 @@ def run_cloud(
     ready: Callable[[str], None],
     self_draft: SelfDraft | None = None,
     until_stdin_closes: bool = False,
+    security: ServerSecurity = OPEN,
     insecure: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM (or, if asked, the end of standard input).
 
     ready: called with the address once sessions are taken. self_draft: how to draft where an
-    answer is left to the cloud alone. insecure: as for `check_listen`. Raises what that does,
-    LinkError and ArtifactError.
+    answer is left to the cloud alone. security, insecure: as for `serve`. Raises what that
+    does, and ArtifactError.
     """
-    check_listen(listen, insecure=insecure)  # before the weights are loaded
+    check_listen(listen, security, insecure=insecure)  # before the weights are loaded
     layers = range(artifact.architecture.layers)
     cuts = self_draft.cuts if self_draft is not None else ()
     stage = Stage(artifact, layers, exits=cuts, threads=threads, limits=limits)
     service = CloudService(stage, limits, self_draft)
-    asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes, insecure))
+    asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes, security, insecure))
 
 
 async def _serve(
@@ -47,6 +52,7 @@ async def _serve(
     limits: Limits,
     ready: Callable[[str], None],
     until_stdin_closes: bool,
+    security: ServerSecurity,
     insecure: bool,
 ) -> None:
     stop = asyncio.Event()
@@ -56,12 +62,14 @@ async def _serve(
     if until_stdin_closes:
         # The parent's end of the pipe closes however the parent dies.
         loop.add_reader(sys.stdin.fileno(), lambda: _drain(stop))
-    server = await serve(service, listen, limits, insecure=insecure)
+    server = await serve(service, listen, limits, security=security, insecure=insecure)
     try:
         ready(server.address)
         await stop.wait()
     finally:
+        logger.info("shutting down; clients of open sessions are told to look elsewhere")
         await server.stop()
+        service.close()
 
 
 def _drain(stop: asyncio.Event) -> None:

@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from collm import __version__
+from collm import __version__, metrics
 from collm.config import Sampling
 from collm.errors import LinkTimeout, ProtocolError
 from collm.limits import Limits
@@ -340,6 +340,7 @@ class CloudClient:
         self._unheard.heard(question.crops)
         self._keep = question.base + verdict.accepted
         seconds = self._clock.now() - question.asked_at
+        metrics.ANSWER_SECONDS.observe(seconds)
         if question.void:
             if verdict.accepted:
                 raise ProtocolError("the cloud accepts a token that it had refused")

@@ -7,15 +7,17 @@ for others (`sessions.py`).
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 
-from collm import __version__
+from collm import __version__, metrics
 from collm.errors import CollmError, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.base import Peer
 from collm.runtime.stage import Stage
 from collm.session.held import HeldSession
+from collm.session.quotas import Quotas
 from collm.session.self_draft import SelfDraft
 from collm.session.sessions import Sessions
 from collm.wire.codec import WIRE_FORMATS
@@ -24,15 +26,21 @@ from collm.wire.handshake import check_hello, refusal_for
 from collm.wire.messages import (
     ATTACH_MINOR,
     PROTOCOL_MINOR,
+    Append,
     Attach,
     Attached,
     Bye,
+    CloudMessage,
     Evicted,
     Heartbeat,
     Hello,
     Pong,
+    Token,
+    Verdict,
     Welcome,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class CloudService:
@@ -46,6 +54,7 @@ class CloudService:
         self.limits = limits
         self.self_draft = self_draft
         self.sessions = Sessions(limits)
+        self.quotas = Quotas(limits)
 
     def open(self, peer: Peer) -> CloudConversation:
         """A conversation for a new client; it takes no memory before its Hello is accepted."""
@@ -53,7 +62,10 @@ class CloudService:
 
     def refusal(self, error: CollmError) -> bytes:
         """The frame that tells a client why its session ends."""
-        return encode(refusal_for(error))
+        refusal = refusal_for(error)
+        metrics.REFUSALS.labels(refusal.code).inc()
+        logger.info("refused: %s", refusal.reason, extra={"code": refusal.code})
+        return encode(refusal)
 
     def close(self) -> None:
         """Give back what sessions without a link still hold. Idempotent."""
@@ -71,9 +83,19 @@ class CloudConversation:
         self._minor = 0
         self._said_evicted = False
         self._said_bye = False
+        self.pause_seconds = 0.0
+        """What to wait before more is read or computed for this client."""
 
     def receive(self, frame: bytes) -> Iterator[bytes]:
         """Take one frame, yield the replies as they are made."""
+        wire = self._held.wire_format if self._held is not None else "none"
+        metrics.BYTES_UP.labels(wire).inc(len(frame))
+        self.pause_seconds = self._charge(byte_count=len(frame))
+        for reply in self._replies(frame):
+            metrics.BYTES_DOWN.inc(len(reply))
+            yield reply
+
+    def _replies(self, frame: bytes) -> Iterator[bytes]:
         stage, limits, held = self._service.stage, self._service.limits, self._held
         wire_format = held.wire_format if held is not None else "ids"
         hidden_size = stage.architecture.hidden_size
@@ -102,6 +124,9 @@ class CloudConversation:
         if evicted:
             yield from self._say_evicted()
             return
+        kind = type(message).__name__.lower()
+        if isinstance(message, Append):
+            metrics.POSITIONS.labels(str(held.cut)).inc(len(message.token_ids))
         replies = held.answer(message)
         try:
             while True:
@@ -110,9 +135,12 @@ class CloudConversation:
                     if held.is_dropped:
                         break
                     self._service.sessions.used(self._id)
-                    reply = next(replies, None)
+                    with metrics.TURN_SECONDS.labels(kind).time():
+                        reply = next(replies, None)
                 if reply is None:
                     return
+                tokens = _count(reply)
+                self.pause_seconds = max(self.pause_seconds, self._charge(tokens=tokens))
                 yield encode(reply)
         finally:
             with held.lock:
@@ -123,6 +151,7 @@ class CloudConversation:
         """End this link's part: the session waits a moment for its client, unless it said Bye."""
         held, self._held = self._held, None
         if held is not None:
+            self._log("over" if self._said_bye else "the link is gone")
             self._service.sessions.leave(self._id, held, keep=not self._said_bye)
 
     def _hello(self, hello: Hello) -> Welcome:
@@ -139,6 +168,7 @@ class CloudConversation:
         self._id = uuid.uuid4().hex
         service.sessions.enter(self._id, held)
         self._held, self._minor = held, hello.protocol_minor
+        self._log(f"session from cut {hello.cut}, {hello.wire_format}, {hello.software[:40]}")
         return Welcome(
             protocol_minor=PROTOCOL_MINOR,
             position=0,
@@ -157,7 +187,17 @@ class CloudConversation:
             self._held = found
         self._said_evicted = False
         with found.lock:
-            return Attached(position=found.attach(message))
+            position = found.attach(message)
+        self._log(f"attached to {message.session_id}, {position} positions held")
+        return Attached(position=position)
+
+    def _charge(self, *, byte_count: int = 0, tokens: int = 0) -> float:
+        quotas, identity = self._service.quotas, self._peer.identity
+        return quotas.charge(identity, byte_count=byte_count, tokens=tokens)
+
+    def _log(self, what: str) -> None:
+        extra = {"session": self._id, "identity": self._peer.identity}
+        logger.info("%s %s: %s", self._id[:8], self._peer.address, what, extra=extra)
 
     def _say_evicted(self) -> Iterator[bytes]:
         """Once: what was on its way before the client can know of it is passed over."""
@@ -170,3 +210,16 @@ class CloudConversation:
     def _check_owner(self, held: HeldSession) -> None:
         if not self._service.sessions.owns(self._id, held):
             raise Refused("protocol", "the session goes on over another link")
+
+
+def _count(reply: CloudMessage) -> int:
+    """Tokens of the full model in it."""
+    tokens = 0
+    if isinstance(reply, Verdict):
+        tokens = reply.accepted + 1
+        metrics.VERDICTS.inc()
+        metrics.ACCEPTED.observe(reply.accepted)
+    elif isinstance(reply, Token):
+        tokens = 1
+    metrics.TOKENS.inc(tokens)
+    return tokens

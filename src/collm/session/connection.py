@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from collm import metrics
 from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
 from collm.limits import Limits
 from collm.link.base import Link
@@ -214,6 +215,7 @@ class Connection:
         self._redial = None
         self._link, welcome = found
         self.reconnects += 1
+        metrics.RECONNECTS.inc()
         self._attach()
         self._attached_as = welcome
 
@@ -244,6 +246,7 @@ class Connection:
             if self._redial is not None:
                 return
         self.replayed += self.bytes_up - before
+        metrics.REPLAYED.inc(self.bytes_up - before)
 
 
 class _Redial:

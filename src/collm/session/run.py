@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from collm import metrics
 from collm.config import Generation
 from collm.errors import PromptError
 from collm.policy.coherence import CoherenceTracker
@@ -85,6 +86,7 @@ class Run:
     def emit(self, token_id: int, source: str, confidence: float, by: str) -> EmittedToken:
         """The next token of the answer."""
         self.emitted += 1
+        metrics.EXITS.labels(source).inc()
         return EmittedToken(token_id=token_id, source=source, confidence=confidence, by=by)
 
     def emit_reading(self, reading: Reading, by: str) -> EmittedToken:

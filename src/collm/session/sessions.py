@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from collm import metrics
 from collm.errors import Refused
 from collm.limits import Limits
 from collm.session.held import HeldSession
@@ -35,6 +36,7 @@ class Sessions:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        metrics.KV_BUDGET.set(limits.max_kv_bytes)
         self._entries: dict[str, _Entry] = {}
         self._changed = threading.Condition()
         self._reaper: threading.Thread | None = None
@@ -58,6 +60,19 @@ class Sessions:
     def enter(self, name: str, held: HeldSession) -> None:
         """Let a new session in. Raises Refused where those at work leave no room."""
         with self._changed:
+            most = self._limits.max_identity_sessions
+            theirs = sum(
+                e.held.identity == held.identity and e.left_at is None
+                for e in self._entries.values()
+            )
+            if most and theirs >= most:
+                seconds = self._limits.retry_seconds
+                raise Refused(
+                    "busy",
+                    f"{held.identity or 'everybody together'} may have {most} sessions at once; "
+                    f"try again in {seconds:g} s",
+                    retry_seconds=seconds,
+                )
             least = held.bytes_first()
             now = time.monotonic()
             at_work = sum(
@@ -68,6 +83,7 @@ class Sessions:
             if at_work + least > self._limits.max_kv_bytes:
                 raise self._no_room(least, max(0, self._limits.max_kv_bytes - at_work))
             self._entries[name] = _Entry(held)
+            metrics.SESSIONS.inc()
 
     def owns(self, name: str, held: HeldSession) -> bool:
         """Whether the session is still this one's, and no other link has taken it over."""
@@ -108,11 +124,12 @@ class Sessions:
                 finally:
                     other.held.lock.release()
                 others -= other.granted
-                other.granted = 0
+                self._grant(other, 0)
                 self.evictions += 1
+                metrics.EVICTIONS.inc()
             if others + wanted > budget:
                 raise self._no_room(wanted, budget - others)
-            entry.granted = wanted
+            self._grant(entry, wanted)
 
     def leave(self, name: str, held: HeldSession, *, keep: bool) -> None:
         """A link is over. keep: its client may come back for the session."""
@@ -129,7 +146,7 @@ class Sessions:
                     self._reaper.start()
                 self._changed.notify_all()
                 return
-            del self._entries[name]
+            self._remove(name)
         with held.lock:
             held.close()
 
@@ -142,6 +159,7 @@ class Sessions:
             entry = self._entries.get(old)
             if entry is None:
                 self.lost += 1
+                metrics.ATTACHED.labels("no").inc()
                 return fresh
             found = entry.held
             if found.identity != identity:
@@ -149,9 +167,11 @@ class Sessions:
             if (found.cut, found.wire_format) != (fresh.cut, fresh.wire_format):
                 raise Refused("placement", "the session has another cut or wire format")
             del self._entries[old]
+            self._remove(new)
             self._entries[new] = entry
             entry.left_at, entry.used_at = None, time.monotonic()
             self.resumed += 1
+            metrics.ATTACHED.labels("yes").inc()
         fresh.close()
         return found
 
@@ -160,10 +180,20 @@ class Sessions:
         with self._changed:
             self._closed = True
             gone = [name for name, entry in self._entries.items() if entry.left_at is not None]
-            entries = [self._entries.pop(name) for name in gone]
+            entries = [self._remove(name) for name in gone]
             self._changed.notify_all()
         for entry in entries:
             entry.held.close()
+
+    def _grant(self, entry: _Entry, count: int) -> None:
+        metrics.KV_BYTES.inc(count - entry.granted)
+        entry.granted = count
+
+    def _remove(self, name: str) -> _Entry:
+        entry = self._entries.pop(name)
+        self._grant(entry, 0)
+        metrics.SESSIONS.dec()
+        return entry
 
     def _no_room(self, wanted: int, left: int) -> Refused:
         budget, seconds = self._limits.max_kv_bytes, self._limits.retry_seconds
@@ -188,7 +218,7 @@ class Sessions:
                     for name, entry in self._entries.items()
                     if entry.left_at is not None
                 }
-                due = [self._entries.pop(name) for name, left in waiting.items() if left <= 0]
+                due = [self._remove(name) for name, left in waiting.items() if left <= 0]
                 if not due:
                     self._changed.wait(min(waiting.values(), default=None))
                     continue

@@ -1,0 +1,62 @@
+"""What a process counts, by the names under which Prometheus reads it.
+
+Rooms add to these where things happen; `serve.metrics` publishes them. Nothing here has users'
+words, and labels have few values.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY: Final = CollectorRegistry()
+
+SESSIONS: Final = Gauge("collm_sessions", "Sessions held", registry=REGISTRY)
+KV_BYTES: Final = Gauge(
+    "collm_kv_bytes", "Memory granted to caches and pending states", registry=REGISTRY
+)
+KV_BUDGET: Final = Gauge("collm_kv_budget_bytes", "Most that may be granted", registry=REGISTRY)
+QUEUE: Final = Gauge("collm_queue_depth", "Turns waiting for a compute thread", registry=REGISTRY)
+VERDICTS: Final = Counter("collm_verdicts", "Drafts and questions judged", registry=REGISTRY)
+ACCEPTED: Final = Histogram(
+    "collm_accepted_tokens",
+    "Tokens of a draft that stood",
+    buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+TOKENS: Final = Counter("collm_tokens", "Tokens answered by the full model", registry=REGISTRY)
+POSITIONS: Final = Counter(
+    "collm_positions", "Positions received, by the cut they come from", ["cut"], registry=REGISTRY
+)
+BYTES_UP: Final = Counter(
+    "collm_received_bytes", "Frame bytes received, by wire format", ["wire"], registry=REGISTRY
+)
+BYTES_DOWN: Final = Counter("collm_sent_bytes", "Frame bytes sent", registry=REGISTRY)
+EVICTIONS: Final = Counter("collm_evictions", "Sessions that lost their memory", registry=REGISTRY)
+ATTACHED: Final = Counter(
+    "collm_attached",
+    "Sessions taken up again, by whether they were still held",
+    ["held"],
+    registry=REGISTRY,
+)
+REFUSALS: Final = Counter("collm_refusals", "Refusals by reason", ["code"], registry=REGISTRY)
+TURN_SECONDS: Final = Histogram(
+    "collm_turn_seconds",
+    "Computing one answer, by the message asked with",
+    ["message"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    registry=REGISTRY,
+)
+EXITS: Final = Counter(
+    "collm_emitted", "Tokens emitted at an edge, by where they were made", ["source"],
+    registry=REGISTRY,
+)  # fmt: skip
+RECONNECTS: Final = Counter("collm_reconnects", "Links of an edge replaced", registry=REGISTRY)
+REPLAYED: Final = Counter("collm_replayed_bytes", "Bytes an edge sent again", registry=REGISTRY)
+ANSWER_SECONDS: Final = Histogram(
+    "collm_question_seconds",
+    "From an edge's question to its answer",
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    registry=REGISTRY,
+)

@@ -1,0 +1,88 @@
+"""Rates by identity, and clouds that are passed over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from collm.errors import Refused, Unreachable
+from collm.limits import DEFAULT_LIMITS
+from collm.link.base import Link
+from collm.link.clock import VirtualClock
+from collm.link.dialer import Dialer
+from collm.session.quotas import Quotas
+
+LIMITS = replace(DEFAULT_LIMITS, identity_bytes_per_second=1000.0, identity_tokens_per_second=10.0)
+
+
+def test_a_second_is_free_and_the_rest_is_paid_for() -> None:
+    now = [0.0]
+    quotas = Quotas(LIMITS, lambda: now[0])
+    assert quotas.charge("a", byte_count=1000) == 0
+    assert quotas.charge("a", byte_count=500) == pytest.approx(0.5)
+    assert quotas.charge("b", byte_count=500) == 0
+    assert quotas.charge("a", tokens=10) == 0
+    now[0] = 10.0
+    assert quotas.charge("a", byte_count=1000, tokens=40) == pytest.approx(3.0)
+
+
+def test_without_rates_nobody_waits() -> None:
+    assert Quotas(DEFAULT_LIMITS).charge("a", byte_count=10**12, tokens=10**9) == 0
+
+
+class Clouds:
+    """Addresses that answer, or do not."""
+
+    def __init__(self, *up: str) -> None:
+        self.up = set(up)
+        self.tried: list[str] = []
+
+    def dial(self, address: str) -> Link:
+        self.tried.append(address)
+        if address not in self.up:
+            raise Unreachable(f"nobody at {address}")
+        return object()  # type: ignore[return-value]
+
+
+def test_a_dead_cloud_is_tried_once_in_a_while() -> None:
+    clock, clouds = VirtualClock(), Clouds("b:1")
+    dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
+    dialer()
+    assert clouds.tried == ["a:1", "b:1"]
+    clock.advance(0.9)
+    clouds.tried.clear()
+    # The link to b did not last: both have failed, and a's while ends first.
+    dialer()
+    assert clouds.tried == ["a:1", "b:1"]
+    clock.advance(6.0)
+    clouds.tried.clear()
+    clouds.up.add("a:1")
+    dialer()
+    assert clouds.tried == ["a:1"]
+
+
+def test_while_it_is_passed_over_the_other_one_answers() -> None:
+    clock, clouds = VirtualClock(), Clouds("b:1")
+    dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
+    for _ in range(5):
+        dialer()
+        clock.advance(6.0)  # it lasted
+    assert clouds.tried.count("b:1") == 5
+    assert clouds.tried.count("a:1") == 4  # passed over for 1, 2, 4 s; then for 8
+
+
+def test_all_that_failed_are_named() -> None:
+    dialer = Dialer(["a:1", "b:1"], dial=Clouds().dial, clock=VirtualClock())
+    with pytest.raises(Unreachable, match="nobody at a:1; nobody at b:1"):
+        dialer()
+
+
+def test_a_cloud_that_lets_nobody_in_is_told_as_such() -> None:
+    def dial(address: str) -> Link:
+        raise Refused("identity", "no valid credentials")
+
+    with pytest.raises(Refused):
+        Dialer(["a:1", "b:1"], dial=dial, clock=VirtualClock())()
+    with pytest.raises(ValueError, match="no address"):
+        Dialer([])
