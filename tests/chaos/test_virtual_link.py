@@ -87,13 +87,15 @@ class World:
     def answer(self, name: str, faults: Faults, seed: int) -> Account:
         return self.begin(name, faults, seed).finish()
 
-    def begin(self, name: str, faults: Faults, seed: int, limits: Limits = LIMITS) -> Answer:
+    def begin(
+        self, name: str, faults: Faults, seed: int, limits: Limits = LIMITS, **how_else: float
+    ) -> Answer:
         service = partial(CloudService, self.stage, limits)
         self.cloud = FaultyCloud(
             service(), self.clock, faults, seed=seed, limits=limits, restarted=service
         )
         mode, _, _, how = ANSWERS[name]
-        generation = replace(how, mode=mode, max_tokens=TOKENS, ignore_eos=True)
+        generation = replace(how, mode=mode, max_tokens=TOKENS, ignore_eos=True, **how_else)  # type: ignore[arg-type]
         return self.edges[name].answer(PROMPT, generation)
 
 
@@ -124,20 +126,83 @@ def test_a_run_is_its_seeds(world: World) -> None:
     assert (first.reconnects, first.bytes_up) == (again.reconnects, again.bytes_up)
 
 
-@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "threshold"])
+WAITING = ("ids alone", "cloud", "refine")
+"""Kinds of answers that cannot go on without a cloud."""
+
+
+def start_and_lose(world: World, name: str, limits: Limits, after: int) -> Answer:
+    """An answer of which `after` tokens have been told when the cloud goes away."""
+    answer = world.begin(name, Faults(), 0, limits)
+    told = iter(answer)
+    for _ in range(after):
+        next(told)
+    assert world.cloud is not None
+    world.cloud.is_reachable = False
+    world.cloud.cut()
+    return answer
+
+
+@pytest.mark.parametrize("name", WAITING)
 @pytest.mark.parametrize("after", [0, 3, 9])
 def test_a_cloud_that_stays_away_is_waited_for_until_the_deadline(
     artifact: Artifact, stage: Stage, name: str, after: int
 ) -> None:
     limits = replace(LIMITS, resume_seconds=30.0)
     world = World(artifact, stage, limits)
-    told = iter(world.begin(name, Faults(), 0, limits))
-    for _ in range(after):
-        next(told)
-    assert world.cloud is not None
-    world.cloud.is_reachable = False
-    world.cloud.cut()
+    answer = start_and_lose(world, name, limits, after)
     asked_at = [world.clock.now()]
     with pytest.raises(LinkError):
-        asked_at.extend(world.clock.now() for _ in told)
+        asked_at.extend(world.clock.now() for _ in answer)
     assert world.clock.now() - asked_at[-1] <= 1.1 * limits.resume_seconds + limits.connect_seconds
+
+
+@pytest.mark.parametrize("name", ["verified", "sampled", "ahead"])
+@pytest.mark.parametrize("after", [1, 3, 9])
+def test_without_the_cloud_the_exits_end_the_answer_and_say_so(
+    artifact: Artifact, stage: Stage, name: str, after: int
+) -> None:
+    limits = replace(LIMITS, resume_seconds=30.0)
+    world = World(artifact, stage, limits)
+    wanted = world.answer(name, Faults(), 0).token_ids
+    answer = start_and_lose(world, name, limits, after)
+    left_at = world.clock.now()
+    pieces = list(answer)
+    assert world.clock.now() - left_at <= 1.1 * limits.resume_seconds + limits.connect_seconds
+    account = answer.account
+    certain = [token for token in account.tokens if not token.provisional]
+    assert [token.token_id for token in certain] == wanted[: len(certain)]
+    assert account.provisional == len(account.tokens) - len(certain) > 0
+    assert len(account.tokens) >= TOKENS - 1
+    assert all(token.source.startswith("exit@") for token in account.tokens if token.provisional)
+    assert any(piece.preview for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["verified", "sampled", "ahead"])
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 1.0])
+def test_offline_for_the_middle_third_the_text_is_corrected(
+    artifact: Artifact, stage: Stage, name: str, threshold: float
+) -> None:
+    world = World(artifact, stage)
+    wanted = world.answer(name, Faults(), 0).token_ids
+    answer = world.begin(name, Faults(), 0, threshold=threshold)
+    certain: list[int] = []
+    previews: list[int] = []
+    assert world.cloud is not None
+    for piece in answer:
+        if piece.preview:
+            assert piece.token.provisional
+            previews.append(piece.token.token_id)
+            if len(previews) == TOKENS // 3:
+                world.cloud.is_reachable = True
+            world.clock.advance(0.5)
+            continue
+        certain.append(piece.token.token_id)
+        assert not piece.token.provisional
+        if len(certain) == TOKENS // 3:
+            world.cloud.is_reachable = False
+            world.cloud.cut()
+    assert certain == wanted == answer.account.token_ids
+    assert len(previews) == answer.account.previewed >= TOKENS // 3
+    assert answer.account.withdrawn <= len(previews)
+    assert answer.account.reconnects == 1
+    assert answer.account.provisional == 0

@@ -15,7 +15,7 @@ from rich.text import Text
 from collm.cli.build import build_artifact
 from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count
 from collm.cli.run import cloud_link
-from collm.cli.show import Palette, kilobytes, plain_table, print_piece
+from collm.cli.show import Palette, PiecePrinter, kilobytes, plain_table
 from collm.config import Generation
 from collm.errors import ArtifactError
 from collm.model.artifact import Artifact
@@ -113,11 +113,16 @@ def _stream(console: Console, edge: Edge, prompt: str, generation: Generation) -
     answer = edge.answer(_ids(edge, prompt), generation)
     palette = Palette(edge.exits)
     if console.record:  # a picture has edges to wrap at, a stream of pieces has none
-        console.print(Text.assemble(*((p.text, palette.style(p.token.source)) for p in answer)))
+        console.print(
+            Text.assemble(
+                *((p.text, palette.style(p.token.source)) for p in answer if not p.preview)
+            )
+        )
         console.print()
         return answer.account
+    printer = PiecePrinter(console, palette)
     for piece in answer:
-        print_piece(console, palette, piece)
+        printer.print(piece)
     console.print("\n")
     return answer.account
 

@@ -31,7 +31,7 @@ from collm.cli.security import (
     check_token_stays_secret,
     client_security,
 )
-from collm.cli.show import Palette, account_line, print_piece
+from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import PromptError
 from collm.limits import DEFAULT_LIMITS
@@ -205,7 +205,13 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "prompt_tokens": account.prompt_tokens,
         "token_ids": account.token_ids,
         "tokens": [
-            {"id": t.token_id, "source": t.source, "confidence": t.confidence, "by": t.by}
+            {
+                "id": t.token_id,
+                "source": t.source,
+                "confidence": t.confidence,
+                "by": t.by,
+                "provisional": t.provisional,
+            }
             for t in account.tokens
         ],
         "rounds": account.rounds,
@@ -213,6 +219,9 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "cloud_rows": account.cloud_rows,
         "cloud_heads": account.cloud_heads,
         "degraded": account.degraded,
+        "provisional": account.provisional,
+        "previewed": account.previewed,
+        "withdrawn": account.withdrawn,
         "coherence": asdict(account.coherence) if account.coherence else None,
         "passes": [asdict(one) for one in account.passes],
         "logprob_before": account.logprob_before,
@@ -240,7 +249,8 @@ def peak_rss_bytes() -> int:
 
 def _show(answer: Answer, palette: Palette) -> None:
     console = Console(highlight=False)
+    printer = PiecePrinter(console, palette)
     for piece in answer:
-        print_piece(console, palette, piece)
+        printer.print(piece)
     console.print()
     console.print(account_line(answer.account), style="dim")

@@ -37,11 +37,32 @@ class Palette:
         return line
 
 
-def print_piece(console: Console, palette: Palette, piece: Piece) -> None:
-    """One more piece of an answer, as it comes."""
-    text = Text(piece.text, palette.style(piece.token.source))
-    console.print(text, end="", soft_wrap=True)
-    console.file.flush()
+class PiecePrinter:
+    """Prints an answer as it comes.
+
+    What is written while the cloud is away is dim and in brackets, in a terminal; elsewhere only
+    what is certain is printed.
+    """
+
+    def __init__(self, console: Console, palette: Palette) -> None:
+        self._console = console
+        self._palette = palette
+        self._is_preview = False
+
+    def print(self, piece: Piece) -> None:
+        """One more piece."""
+        if piece.preview and not self._console.is_terminal:
+            return
+        text = Text()
+        if piece.preview != self._is_preview:
+            text.append(" ⟨offline: " if piece.preview else "⟩ ", Style(dim=True))
+            self._is_preview = piece.preview
+        style = self._palette.style(piece.token.source)
+        if piece.preview or piece.token.provisional:
+            style += Style(dim=True, italic=True)
+        text.append(piece.text, style)
+        self._console.print(text, end="", soft_wrap=True)
+        self._console.file.flush()
 
 
 def account_line(account: Account) -> str:
@@ -55,6 +76,14 @@ def account_line(account: Account) -> str:
     )
     if account.degraded:
         line += f", {account.degraded} degraded (due before the cloud could answer)"
+    if account.reconnects:
+        line += (
+            f", {account.reconnects} links replaced, {kilobytes(account.replayed_bytes)} sent again"
+        )
+    if account.previewed:
+        line += f", {account.previewed} written offline, {account.withdrawn} of them taken back"
+    if account.provisional:
+        line += f", the last {account.provisional} NOT VERIFIED: the cloud stayed away"
     if account.logprob_before is not None and account.logprob_after is not None:
         mended = sum(one.rejected is not None for one in account.passes)
         line += (

@@ -13,7 +13,9 @@ through; it arrives a trip later:
 
 Threads with blocking sockets, not an event loop: epoll waits in whole milliseconds.
 
-Not covered: losses; how TCP's own window would grow over so long a path.
+On top of that `LinkFaults` break connections as bad links do.
+
+Not covered: losses of packets; how TCP's own window would grow over so long a path.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Self
 
 from collm.errors import LinkError
 from collm.link.address import parse_address
+from collm.link.faults import Fate, LinkFaults, Script
 from collm.link.shapes import LinkShape
 
 MAX_CONNECTIONS = 64
@@ -45,11 +48,17 @@ class LinkShaper:
     asked for it.
     """
 
-    def __init__(self, shape: LinkShape, listen: str, to: str) -> None:
+    def __init__(
+        self, shape: LinkShape, listen: str, to: str, faults: LinkFaults | None = None
+    ) -> None:
         host, port = _parsed(listen, any_port=True)
         self._to = _parsed(to)
         self._shape = shape
         self._up, self._down = _Way(shape), _Way(shape)
+        self._faults = faults if faults is not None and faults.any else None
+        self._script = Script(faults.script if faults is not None else ())
+        self._taken = 0
+        """Connections so far."""
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -62,6 +71,8 @@ class LinkShaper:
         self.address = f"{host}:{bound[1]}"
         """Where to connect."""
         threading.Thread(target=self._accept, name="collm-shaper", daemon=True).start()
+        if self._script.resets():
+            threading.Thread(target=self._break_by_script, daemon=True).start()
 
     def close(self) -> None:
         """End every connection. Idempotent."""
@@ -90,12 +101,22 @@ class LinkShaper:
             except OSError:
                 time.sleep(0.1)  # closed, or out of descriptors: some will be given back
                 continue
-            if not self._slots.acquire(blocking=False):
+            refused = self._script.until("refuse") > 0
+            if refused or not self._slots.acquire(blocking=False):
                 _reset(client)
                 continue
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            self._taken += 1
+            threading.Thread(target=self._serve, args=(client, self._taken), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _break_by_script(self) -> None:
+        for at in self._script.resets():
+            while (wait := at - time.perf_counter()) > 0 and not self._closed:
+                time.sleep(min(wait, 0.2))
+            with self._lock:
+                for one in self._open:
+                    _break(one)
+
+    def _serve(self, client: socket.socket, number: int) -> None:
         """One connection, until both ways have ended."""
         server: socket.socket | None = None
         try:
@@ -105,7 +126,8 @@ class LinkShaper:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {client, server}
-            pipes = [_Pipe(client, server, self._up), _Pipe(server, client, self._down)]
+            fate = Fate(self._faults, self._script, number) if self._faults is not None else None
+            pipes = [_Pipe(client, server, self._up, fate), _Pipe(server, client, self._down, fate)]
             threads = [
                 threading.Thread(target=run, daemon=True)
                 for pipe in pipes
@@ -165,7 +187,10 @@ class _Way:
 class _Pipe:
     """One way of one connection: what is on its way, in order. None at its end, b"" for a reset."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, way: _Way) -> None:
+    def __init__(
+        self, source: socket.socket, sink: socket.socket, way: _Way, fate: Fate | None
+    ) -> None:
+        self._fate = fate
         self._source = source
         self._sink = sink
         self._way = way
@@ -183,6 +208,18 @@ class _Pipe:
                 told: bytes | None = piece or None
             except OSError:
                 piece, told = b"", b""
+            if piece and self._fate is not None:
+                befalls, piece, held_until = self._fate.judge(piece)
+                if befalls == "drop":
+                    piece = b"-"
+                    continue
+                if befalls != "pass":
+                    for one in (self._source, self._sink):
+                        (_hang_up if befalls == "cut" else _break)(one)
+                    told = b""
+                else:
+                    told = piece
+                last = max(last, held_until)
             last = max(last, self._way.depart(len(piece)))
             with self._changed:
                 self._changed.wait_for(lambda: self._broken or self._bytes <= self._way.most_bytes)
@@ -235,11 +272,16 @@ def _hang_up(one: socket.socket) -> None:
         pass  # it was not connected any more
 
 
-def _reset(one: socket.socket) -> None:
-    """End it as a broken connection ends: at once, and the other side sees an error."""
+def _break(one: socket.socket) -> None:
+    """Wake whoever waits on it; when it is closed, the other side sees an error."""
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.shutdown(socket.SHUT_RD)
     except OSError:
-        pass
+        pass  # it was not connected any more
+
+
+def _reset(one: socket.socket) -> None:
+    """End it as a broken connection ends: at once, and the other side sees an error."""
+    _break(one)
     one.close()

@@ -155,19 +155,20 @@ class CloudClient:
         """
         self._ask(tuple(draft), sampling, may_go_on=True)
 
-    def poll(self, *, wait: bool) -> Verdict | None:
+    def poll(self, *, wait: bool, while_up: bool = False) -> Verdict | None:
         """The verdict on the oldest question; None where it is not there yet, or none is awaited.
 
         Where it crops the text, or ends with another token than the next question's draft begins
         with, the questions after it are taken back, and all that was appended for them.
         wait: for at most `limits.verdict_seconds`; raises LinkTimeout then. Where the link breaks
-        meanwhile that begins anew once there is another.
+        meanwhile that begins anew once there is another. while_up: do not wait for that one, but
+        return None.
         """
         while self._questions:
             try:
-                verdict, _ = self._next_verdict(None if wait else 0.0)
+                verdict, _ = self._next_verdict(None if wait else 0.0, while_up=while_up)
             except LinkTimeout:
-                if wait:
+                if wait and not self.connection.is_down:
                     raise
                 return None
             if verdict is not None:
@@ -326,12 +327,14 @@ class CloudClient:
         self.connection.send(question.frame(self._epoch))
         self._count(len(draft) + 1)
 
-    def _next_verdict(self, timeout: float | None) -> tuple[Verdict | None, float]:
+    def _next_verdict(
+        self, timeout: float | None, *, while_up: bool = False
+    ) -> tuple[Verdict | None, float]:
         """The verdict on the oldest question, None where it was void, and the seconds it took.
 
         Raises LinkTimeout.
         """
-        verdict = self._expect(Verdict, timeout)
+        verdict = self._expect(Verdict, timeout, while_up=while_up)
         question = self._questions.popleft()  # the cloud answers in order
         current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
         if not current or verdict.accepted > question.drafted:
@@ -431,8 +434,8 @@ class CloudClient:
         finally:
             self._request = None
 
-    def _expect(self, kind: type[M], timeout: float | None = None) -> M:
-        reply = self.connection.receive(timeout)
+    def _expect(self, kind: type[M], timeout: float | None = None, *, while_up: bool = False) -> M:
+        reply = self.connection.receive(timeout, while_up=while_up)
         if not isinstance(reply, kind):
             raise ProtocolError(f"expected a {kind.__name__}, got {type(reply).__name__}")
         return reply

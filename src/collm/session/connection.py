@@ -122,10 +122,11 @@ class Connection:
         except LinkError as error:
             self._broke(error)
 
-    def receive(self, timeout: float | None) -> CloudMessage:
+    def receive(self, timeout: float | None, *, while_up: bool = False) -> CloudMessage:
         """The next message that is an answer. Raises LinkTimeout after `timeout` seconds.
 
-        None: after `limits.verdict_seconds`, which begin anew with every link.
+        None: after `limits.verdict_seconds`, which begin anew with every link. while_up: at once
+        while there is no link.
         Raises Unreachable when no cloud was found within `limits.resume_seconds` of a break.
         """
         seconds = self._limits.verdict_seconds if timeout is None else timeout
@@ -133,7 +134,8 @@ class Connection:
         while True:
             left = max(0.0, due - self._clock.now())
             if self._redial is not None:
-                self._take_link(self._redial, math.inf if timeout is None else left)
+                patience = math.inf if timeout is None else left
+                self._take_link(self._redial, 0.0 if while_up else patience)
                 if timeout is None:
                     due = self._clock.now() + seconds
                 continue

@@ -64,6 +64,11 @@ class Drafter:
         self._prompt = 0
         self.tracker = tracker
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether there is an exit that always has something to say."""
+        return bool(self._cuts) and self._oracle is None
+
     def read_prompt(self, ids: Sequence[int]) -> None:
         """Run the prompt, which the session holds, to the first exit."""
         self._prompt = len(ids)

@@ -28,7 +28,7 @@ from collm.runtime.stage import Stage
 from collm.session import modes
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
-from collm.session.events import Account, Piece
+from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
@@ -155,7 +155,8 @@ class Edge:
         loop = _LOOPS[generation.mode]
         if self._is_whole and generation.mode == "verified":
             loop = modes.whole
-        return Answer(run, loop, TextOut(self.tokenizer, generation.stop))
+        text = TextOut(self.tokenizer, generation.stop)
+        return Answer(run, loop, text, self.tokenizer.decode)
 
     def criterion(self, generation: Generation) -> Criterion:
         """What decides at the exits; one that learns goes on from answer to answer.
@@ -213,11 +214,20 @@ class Edge:
 class Answer:
     """An answer under way: iterate for its pieces; `account` is complete afterwards."""
 
-    def __init__(self, run: Run, loop: Callable[[Run], modes.Tokens], text: TextOut) -> None:
+    def __init__(
+        self,
+        run: Run,
+        loop: Callable[[Run], modes.Tokens],
+        text: TextOut,
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
         self.account = run.account
         self._run = run
         self._loop = loop
         self._text = text
+        self._decode = decode
+        self._shown: list[int] = []
+        """Previewed, and not settled yet."""
         self._pieces = self._stream()
 
     def __iter__(self) -> Generator[Piece, None, None]:
@@ -233,6 +243,10 @@ class Answer:
                 token = next(tokens, None)
                 if token is None:
                     break
+                if isinstance(token, Preview):
+                    yield self._preview(token.token)
+                    continue
+                self._compare(token)
                 now = time.perf_counter()
                 if not account.tokens:
                     account.first_token_seconds = now - started
@@ -255,6 +269,23 @@ class Answer:
         finally:
             tokens.close()
             account.wall_seconds = time.perf_counter() - started
+
+    def _preview(self, token: EmittedToken) -> Piece:
+        """A token that is shown, and not part of the answer yet."""
+        self.account.previewed += 1
+        self._shown.append(token.token_id)
+        ids = [*self.account.token_ids, *self._shown]
+        before, after = self._decode(ids[:-1]), self._decode(ids)
+        return Piece(token=token, text=after[len(before) :], preview=True)
+
+    def _compare(self, token: EmittedToken) -> None:
+        """Count the previews that did not stand."""
+        if self._shown:
+            if self._shown[0] == token.token_id:
+                del self._shown[0]
+            else:
+                self.account.withdrawn += len(self._shown)
+                self._shown.clear()
 
     def finish(self) -> Account:
         """Run (or go on) to the end and return the account."""

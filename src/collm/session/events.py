@@ -18,6 +18,15 @@ class EmittedToken:
     """The exit's calibrated probability, or the full model's where that one chose."""
     by: str = "full model"
     """What let it pass: a criterion's name, such as `confidence:0.6`, or the full model."""
+    provisional: bool = False
+    """Whether it still has to be verified: there was no cloud to do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A token written while no cloud could be asked; once one is back, the certain one follows."""
+
+    token: EmittedToken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +35,10 @@ class Piece:
 
     token: EmittedToken
     text: str
+    preview: bool = False
+    """Written while the cloud was away, and shown after all that is certain. The next piece that
+    is no preview takes the place of all previews since the last: the answer is the other pieces'.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +77,10 @@ class Account:
     """Positions for which the cloud computed the full model's logits."""
     degraded: int = 0
     """Tokens taken only because they were due."""
+    previewed: int = 0
+    """Tokens shown while the cloud was away, before they were verified."""
+    withdrawn: int = 0
+    """Those of them that did not stand when it was back."""
     token_seconds: list[float] = field(default_factory=list)
     """Time from one token to the next; the first counts from the end of the prompt's prefill."""
     coherence: Coherence | None = None
@@ -91,6 +108,11 @@ class Account:
     def token_ids(self) -> list[int]:
         """Ids of the answer, without the end-of-text token."""
         return [token.token_id for token in self.tokens]
+
+    @property
+    def provisional(self) -> int:
+        """Tokens of the answer that were never verified, because the cloud stayed away."""
+        return sum(token.provisional for token in self.tokens)
 
     @property
     def sources(self) -> dict[str, int]:

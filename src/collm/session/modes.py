@@ -17,10 +17,10 @@ from collm.policy.observation import Decision
 from collm.policy.sampling import choose, log_probability
 from collm.runtime.stage import Stage, StageSession
 from collm.session.drafter import Guess
-from collm.session.events import EmittedToken
+from collm.session.events import EmittedToken, Preview
 from collm.session.run import Run
 
-Tokens: TypeAlias = Generator[EmittedToken, None, None]
+Tokens: TypeAlias = Generator[EmittedToken | Preview, None, None]
 
 FULL_MODEL = "full model"
 DEEPEST_EXIT = "deepest exit"

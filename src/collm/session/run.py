@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collm import metrics
 from collm.config import Generation
@@ -89,9 +89,10 @@ class Run:
         metrics.EXITS.labels(source).inc()
         return EmittedToken(token_id=token_id, source=source, confidence=confidence, by=by)
 
-    def emit_reading(self, reading: Reading, by: str) -> EmittedToken:
+    def emit_reading(self, reading: Reading, by: str, *, provisional: bool = False) -> EmittedToken:
         """The next token of the answer, as an exit said it."""
-        return self.emit(reading.token_id, reading.source, reading.confidence, by)
+        token = self.emit(reading.token_id, reading.source, reading.confidence, by)
+        return replace(token, provisional=True) if provisional else token
 
     def count(self, client: CloudClient) -> None:
         """Bring the account of the link and the cloud up to date."""

@@ -5,6 +5,10 @@ are two ways to share the time. One waits: draft until unsure, ask, go on from t
 other drafts ahead: it asks as soon as the cloud is idle, and while a verdict is awaited goes on
 from its own guess, unsure or not. Where the guess was wrong only the edge has worked in vain: the
 cloud does not run what was drafted on it.
+
+While no cloud can be reached the exits go on alone. What they write is shown as a preview, and is
+an ordinary draft for the cloud that comes back: the text is the full model's again from the first
+difference on. Where none comes back the answer ends with what was written, marked provisional.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from collm.errors import Unreachable
 from collm.policy.observation import Decision, Reading
 from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
 from collm.session.drafter import Drafter, Guess
-from collm.session.events import EmittedToken
-from collm.session.modes import FULL_MODEL, Tokens, stage_of
+from collm.session.events import EmittedToken, Preview
+from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
 from collm.session.run import Run
 from collm.wire.messages import Verdict
 
@@ -27,6 +32,8 @@ _PIECE = 32
 _PAIR = 2
 """Rows worth asking about when the cloud is idle: one alone would cost it as much."""
 _MOST_ASKED = 4
+_LONGEST = 64
+"""Tokens of one draft, where many were written without a cloud."""
 
 
 def verified(run: Run) -> Tokens:
@@ -44,9 +51,18 @@ def verified(run: Run) -> Tokens:
             client.append(piece, rows if cut else None, settled=not is_last)
         draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
         while draft.room > 0:
-            if not draft.is_stuck:
+            if client.connection.is_down and draft.write_offline():
+                yield from draft.previews()
+            elif not draft.is_stuck:
                 draft.extend()
-            verdict = client.poll(wait=draft.is_stuck)
+            waits = draft.is_stuck and not (client.connection.is_down and draft.goes_on_offline)
+            try:
+                verdict = client.poll(wait=waits, while_up=draft.goes_on_offline)
+            except Unreachable:
+                if not draft.can_give_in:
+                    raise
+                yield from draft.give_in()
+                break
             if verdict is not None:
                 yield from draft.settle(verdict)
         run.account.coherence = draft.drafter.tracker.read()
@@ -71,6 +87,10 @@ class _Draft:
     """What was seen of each position."""
     taken: dict[int, Decision] = field(default_factory=dict)
     """Guesses that the criterion took."""
+    shown: int = 0
+    """Positions before this one were shown, as previews at least."""
+    ended: bool = False
+    """Whether the exits have said a stop token."""
 
     def __post_init__(self) -> None:
         run = self.run
@@ -124,6 +144,66 @@ class _Draft:
         else:
             self.stuck_at = len(ids)
 
+    @property
+    def goes_on_offline(self) -> bool:
+        """Whether the exits could write on without the cloud."""
+        return self.drafter.has_exits and not self.ended and self._pending < self.room - 1
+
+    @property
+    def can_give_in(self) -> bool:
+        """Whether there is something to end the answer with."""
+        return self.drafter.has_exits and (self._pending > 0 or self.ended)
+
+    @property
+    def _pending(self) -> int:
+        return len(self.run.ids) - self.settled
+
+    def write_offline(self) -> bool:
+        """Go on with what the exits say, sure or not; whether there was anything to say."""
+        if not self.goes_on_offline:
+            return False
+        run, ids = self.run, self.run.ids
+        with run.at_edge():
+            guess = self.guesses.pop(len(ids), None) or self.drafter.guess(ids)
+        self.guesses[len(ids)] = guess
+        if guess.decision is not None:
+            self.taken[len(ids)] = guess.decision
+        reading = answer_of(guess).reading
+        if reading.token_id in run.stop_ids:
+            self.taken.pop(len(ids), None)
+            self.ended = True
+            return True
+        run.account.drafted += 1
+        self._write(reading, upload=False)
+        return True
+
+    def previews(self) -> Generator[Preview, None, None]:
+        """What is written and was not shown yet."""
+        for position in range(max(self.shown, self.settled), len(self.run.ids)):
+            made = self._answer_at(position)
+            self.shown = position + 1
+            yield Preview(
+                EmittedToken(
+                    token_id=made.reading.token_id,
+                    source=made.reading.source,
+                    confidence=made.reading.confidence,
+                    by=made.by,
+                    provisional=True,
+                )
+            )
+
+    def give_in(self) -> Generator[EmittedToken, None, None]:
+        """The answer's end without the cloud."""
+        for position in range(self.settled, len(self.run.ids)):
+            made = self._answer_at(position)
+            yield self.run.emit_reading(made.reading, made.by, provisional=True)
+        if self.ended:
+            made = self._answer_at(len(self.run.ids))
+            yield self.run.emit_reading(made.reading, made.by, provisional=True)
+
+    def _answer_at(self, position: int) -> Decision:
+        return self.taken.get(position) or answer_of(self.guesses[position])
+
     def settle(self, verdict: Verdict) -> Generator[EmittedToken, None, None]:
         """Take a verdict in; the tokens that have become certain."""
         run, ids, account = self.run, self.run.ids, self.run.account
@@ -144,6 +224,7 @@ class _Draft:
         self.asked = max(self.asked, end + 1)
         new = range(self.settled, end + 1)
         self.settled = end + 1
+        self.shown, self.ended = self.settled, False
         for position in new:
             made = self.taken.pop(position, None)
             if made is not None:
@@ -157,29 +238,36 @@ class _Draft:
     def _is_worth_asking(self) -> bool:
         return not self.client.outstanding and len(self.run.ids) - self.asked >= _PAIR
 
-    def _write(self, reading: Reading) -> None:
+    def _write(self, reading: Reading, *, upload: bool = True) -> None:
         """Go on with this token."""
         cut = stage_of(self.run).layers.stop
-        if reading.cut == cut:
+        if upload and reading.cut == cut:
             self._upload()  # the row is there: let it travel while the next one is made
         self.run.ids.append(reading.token_id)
         self.drafter.write(reading.token_id, reading.confidence, reading.entropy)
         self.session.append_ids([reading.token_id])
 
     def _ask(self) -> None:
-        self._upload()
-        self.client.submit(self.run.ids[self.asked :], self.run.generation.sampling)
-        self.asked = len(self.run.ids)
+        """Ask about all that is written, in drafts that a cloud takes."""
+        ids = self.run.ids
+        while True:
+            end = min(len(ids), max(self.asked + _LONGEST, self.client.sent))
+            self._upload(end)
+            self.client.submit(ids[self.asked : end], self.run.generation.sampling)
+            self.asked = end
+            if end == len(ids):
+                return
 
-    def _upload(self) -> None:
+    def _upload(self, end: int | None = None) -> None:
         """Rows at the cut for every position not sent yet; they travel in the background."""
         run, client = self.run, self.client
         cut = stage_of(run).layers.stop
-        if client.sent == len(run.ids):
+        new = run.ids[client.sent : end]
+        if not new:
             return
         with run.at_edge():
-            rows = self.session.hidden_at(cut, client.sent)
-        client.append(run.ids[client.sent :], rows if cut else None)
+            rows = self.session.hidden_at(cut, client.sent)[: len(new)] if cut else None
+        client.append(new, rows)
 
     def _go_back(self, position: int) -> None:
         """Forget every position from `position` on."""
