@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+FUZZ_SECONDS ?= 600
 
 BIN := .venv/bin
 STAMPS := .venv/stamps
@@ -25,7 +26,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test exact chaos check bench clean
+.PHONY: help demo test exact chaos fuzz check bench clean
 
 help: ## Show this
 	@echo "CoLLM: a language model shared between a device and the cloud"
@@ -40,8 +41,12 @@ test: $(STAMPS)/dev $(STAMPS)/model ## Run every test: unit, contract, fuzz, end
 exact: $(STAMPS)/dev $(STAMPS)/model ## Compare verified, cloud and whole text token by token: 20 prompts, long (half an hour)
 	@$(BIN)/python -m pytest tests/e2e/test_exact.py -m slow -x -v $(ARGS)
 
-chaos: $(STAMPS)/dev $(STAMPS)/model ## Break links and processes at random, in full: 1,000 runs, 120 kills (a quarter of an hour)
-	@COLLM_CHAOS_RUNS=1000 COLLM_CHAOS_KILLS=20 $(BIN)/python -m pytest tests/chaos -v $(ARGS)
+chaos: $(STAMPS)/dev $(STAMPS)/model ## Break links and processes at random, in full: 1,000 runs, 120 kills, 1,000 sessions (an hour)
+	@COLLM_CHAOS_RUNS=1000 COLLM_CHAOS_KILLS=20 COLLM_CHAOS_SECONDS=1800 $(BIN)/python -m pytest tests/chaos -v -s $(ARGS)
+
+fuzz: $(STAMPS)/dev ## Fuzz the decoders, guided by coverage, for FUZZ_SECONDS (600)
+	@$(PIP) 'atheris>=3' || { echo "atheris has no build for this Python; try PYTHON=python3.11" >&2; exit 2; }
+	@$(BIN)/python tests/fuzz/guided.py -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=1024
 
 check: $(STAMPS)/dev ## Run ruff, mypy and import-linter
 	@status=0; \

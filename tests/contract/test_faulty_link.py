@@ -14,9 +14,10 @@ import pytest
 from tests.support import random_artifact
 
 from collm.config import Generation
-from collm.errors import UsageError
+from collm.errors import LinkError, UsageError
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
+from collm.link.base import Link
 from collm.link.faults import Event, Fate, LinkFaults, Script, read_script
 from collm.link.grpc_client import connect
 from collm.link.shaper import LinkShaper
@@ -27,7 +28,7 @@ from collm.session.cloud import CloudService
 from collm.session.edge import Edge
 
 PLAIN = LinkShape(name="plain", delay_seconds=0.0)
-LIMITS = Limits(connect_seconds=2.0, verdict_seconds=20.0, linger_seconds=0.1, kv_step=16,
+LIMITS = Limits(connect_seconds=2.0, verdict_seconds=3.0, linger_seconds=0.1, kv_step=16,
                 keepalive_seconds=10.0, keepalive_timeout_seconds=1.0)  # fmt: skip
 PROMPT = [5, 17, 42, 99, 7, 250, 31]
 MADE = Generation(max_tokens=30, threshold=0.05, draft=4, ignore_eos=True)
@@ -67,6 +68,19 @@ def said(one: socket.socket, data: bytes, seconds: float = 1.0) -> bytes:
     one.settimeout(seconds)
     one.sendall(data)
     return one.recv(4096)
+
+
+def broken(one: socket.socket) -> bool:
+    try:
+        return said(one, b"hello") == b""
+    except ConnectionError:
+        return True
+
+
+def refused(address: str) -> None:
+    with dial(address) as late:
+        if said(late, b"hello") == b"":
+            raise ConnectionError
 
 
 def test_a_reset_is_seen_as_one() -> None:
@@ -128,13 +142,10 @@ def test_a_script_is_kept(tmp_path: Path) -> None:
             assert said(one, b"hello", 3) == b"hello"
             assert time.monotonic() - started >= 0.6
             time.sleep(max(0.0, 0.9 - (time.monotonic() - started)))
-            with pytest.raises(ConnectionError):
-                assert said(one, b"hello")
-                said(one, b"hello")
+            assert broken(one)
         time.sleep(max(0.0, 1.1 - (time.monotonic() - started)))
-        with pytest.raises(ConnectionError), dial(link.address) as late:
-            assert said(late, b"hello")
-            raise ConnectionError
+        with pytest.raises(ConnectionError):
+            refused(link.address)
 
 
 @pytest.mark.parametrize("line", ["10s", "x down 3s", "10s down", "10s reset 3s", "10s fly 3s"])
@@ -160,11 +171,34 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return random_artifact(folder, cuts=(1, 2, 3), weights="int4", max_position_embeddings=96)
 
 
+def test_a_link_that_never_brings_anything_is_not_dialled_without_end(artifact: Artifact) -> None:
+    """Long enough for a Hello, too short for the session: pauses grow, and there is an end."""
+    limits = replace(LIMITS, resume_seconds=3.0)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    dialled = []
+    with (
+        BackgroundServer(service, "127.0.0.1:0", limits) as server,
+        LinkShaper(PLAIN, "127.0.0.1:0", server.address, LinkFaults(cut_after_bytes=2500)) as link,
+    ):
+
+        def dial_link() -> Link:
+            dialled.append(time.monotonic())
+            return connect(link.address, limits)
+
+        edge = Edge(artifact, mode="verified", placement=2, exits=(), connect=dial_link,
+                    limits=limits)  # fmt: skip
+        answer = edge.answer([7] * 60, MADE)
+        with pytest.raises(LinkError):
+            answer.finish()
+    assert 4 <= len(dialled) <= 25
+    assert dialled[-1] - dialled[0] <= 1.1 * limits.resume_seconds + limits.connect_seconds
+
+
 @pytest.mark.parametrize(
     "faults",
     [
         LinkFaults(reset=0.02, seed=1),
-        LinkFaults(cut_after_bytes=6000),
+        LinkFaults(cut_after_bytes=15_000),
         LinkFaults(corrupt=0.02, seed=2),
         LinkFaults(stall=0.05, stall_seconds=0.3, seed=3),
     ],

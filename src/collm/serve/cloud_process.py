@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -18,6 +20,9 @@ from collm.session.cloud import CloudService
 from collm.session.self_draft import SelfDraft
 
 logger = logging.getLogger(__name__)
+
+_M_ARENA_MAX = -8
+"""Of malloc.h."""
 
 
 def run_cloud(
@@ -39,6 +44,7 @@ def run_cloud(
     does, and ArtifactError.
     """
     check_listen(listen, security, insecure=insecure)  # before the weights are loaded
+    keep_memory_together()
     layers = range(artifact.architecture.layers)
     cuts = self_draft.cuts if self_draft is not None else ()
     stage = Stage(artifact, layers, exits=cuts, threads=threads, limits=limits)
@@ -70,6 +76,16 @@ async def _serve(
         logger.info("shutting down; clients of open sessions are told to look elsewhere")
         await server.stop()
         service.close()
+
+
+def keep_memory_together() -> None:
+    """Have glibc serve all threads from two arenas.
+
+    With one for each thread (8 a core), what a thousand sessions leave behind is never whole pages
+    again: memory grew by 4 KB with every session that had ever been.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _drain(stop: asyncio.Event) -> None:

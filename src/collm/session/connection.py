@@ -83,6 +83,8 @@ class Connection:
         self._said = (0, 0)
         """The last Attach's epoch and position."""
         self._given_up_at: float | None = None
+        self._breaks = 0
+        """Since the last answer."""
         self._bytes_up = self._bytes_down = 0
         self.reconnects = 0
         """Links that followed the first."""
@@ -142,8 +144,11 @@ class Connection:
             assert self._link is not None  # or another is looked for
             try:
                 message = decode_cloud(self._link.receive(left), self._limits, sealed=True)
-            except LinkTimeout:
-                raise
+            except LinkTimeout as error:
+                if timeout is not None:
+                    raise
+                self._broke(error)  # perhaps the link alone hangs: another one shows
+                continue
             except LinkError as error:
                 self._broke(error)
                 continue
@@ -157,7 +162,7 @@ class Connection:
             elif isinstance(message, Attached):
                 self._go_on(message.position)
             else:
-                self._given_up_at = None
+                self._given_up_at, self._breaks = None, 0
                 return message
 
     def close(self) -> None:
@@ -196,6 +201,11 @@ class Connection:
         logger.info("session %s: %s; looking for a cloud", self.welcome.session_id, error)
         self._bytes_up, self._bytes_down = self.bytes_up, self.bytes_down
         pause = error.retry_seconds if isinstance(error, Refused) else 0.0
+        if self._breaks:  # links that break before they brought anything: no haste
+            most = self._limits.redial_seconds * 2.0 ** min(self._breaks, 30)
+            pause = max(pause, random.uniform(0.5, 1.0) * most)
+            pause = min(pause, self._limits.redial_longest_seconds)
+        self._breaks += 1
         self._redial = _Redial(
             self._dial, self._link, self._hello, self._limits, pause, self._clock
         )
