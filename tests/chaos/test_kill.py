@@ -31,6 +31,9 @@ KILLS = int(os.environ.get("COLLM_CHAOS_KILLS", "1"))
 SEED = int(os.environ.get("COLLM_CHAOS_SEED", "0"))
 TOKENS = 40
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.8, seed=7)}
+COMBINATIONS = [(sampling, wire) for sampling in SAMPLINGS for wire in ("f32", "f16", "int8")]
+if KILLS < 2:
+    COMBINATIONS = [("greedy", "f32"), ("sampled", "f16"), ("greedy", "int8")]
 PROMPT = "Why is the sky blue, and the sunset red?"
 
 pytestmark = pytest.mark.e2e
@@ -77,9 +80,8 @@ def cloud(smollm2: Path) -> Iterator[Cloud]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("wire", ["f32", "f16", "int8"])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_cloud_is_killed(cloud: Cloud, artifact: Artifact, wire: str, sampling: str) -> None:
+@pytest.mark.parametrize(("sampling", "wire"), COMBINATIONS)
+def test_the_cloud_is_killed(cloud: Cloud, artifact: Artifact, sampling: str, wire: str) -> None:
     chances = random.Random(f"{SEED} {wire} {sampling}")
     edge = Edge(artifact, mode="verified", placement=10, wire=wire,
                 connect=partial(connect, cloud.address))  # fmt: skip
@@ -146,6 +148,8 @@ def test_a_stopped_cloud_is_noticed_and_another_one_takes_over(
         answer = edge.answer(ids, made)
         started = 0.0
         for piece in answer:
+            if piece.preview:
+                continue
             told.append(piece.token.token_id)
             if len(told) == 5:
                 os.kill(cloud.process.pid, signal.SIGSTOP)
