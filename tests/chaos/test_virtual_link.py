@@ -166,7 +166,7 @@ def test_without_the_cloud_the_exits_end_the_answer_and_say_so(
     wanted = world.answer(name, Faults(), 0).token_ids
     answer = start_and_lose(world, name, limits, after)
     left_at = world.clock.now()
-    pieces = list(answer)
+    pieces = list(answer.with_previews())
     assert world.clock.now() - left_at <= 1.1 * limits.resume_seconds + limits.connect_seconds
     account = answer.account
     certain = [token for token in account.tokens if not token.provisional]
@@ -188,7 +188,7 @@ def test_offline_for_the_middle_third_the_text_is_corrected(
     certain: list[int] = []
     previews: list[int] = []
     assert world.cloud is not None
-    for piece in answer:
+    for piece in answer.with_previews():
         if piece.preview:
             assert piece.token.provisional
             previews.append(piece.token.token_id)

@@ -113,15 +113,11 @@ def _stream(console: Console, edge: Edge, prompt: str, generation: Generation) -
     answer = edge.answer(_ids(edge, prompt), generation)
     palette = Palette(edge.exits)
     if console.record:  # a picture has edges to wrap at, a stream of pieces has none
-        console.print(
-            Text.assemble(
-                *((p.text, palette.style(p.token.source)) for p in answer if not p.preview)
-            )
-        )
+        console.print(Text.assemble(*((p.text, palette.style(p.token.source)) for p in answer)))
         console.print()
         return answer.account
     printer = PiecePrinter(console, palette)
-    for piece in answer:
+    for piece in answer.with_previews():
         printer.print(piece)
     console.print("\n")
     return answer.account

@@ -250,7 +250,7 @@ def peak_rss_bytes() -> int:
 def _show(answer: Answer, palette: Palette) -> None:
     console = Console(highlight=False)
     printer = PiecePrinter(console, palette)
-    for piece in answer:
+    for piece in answer.with_previews():
         printer.print(piece)
     console.print()
     console.print(account_line(answer.account), style="dim")

@@ -229,10 +229,23 @@ class Answer:
         self._shown: list[int] = []
         """Previewed, and not settled yet."""
         self._pieces = self._stream()
+        self._certain = self._without_previews()
 
     def __iter__(self) -> Generator[Piece, None, None]:
-        """The pieces that are still to come; an answer runs once."""
+        """The certain pieces that are still to come; an answer runs once."""
+        return self._certain
+
+    def with_previews(self) -> Generator[Piece, None, None]:
+        """Also what is written while the cloud is away, to be shown apart: see `Piece.preview`."""
         return self._pieces
+
+    def _without_previews(self) -> Generator[Piece, None, None]:
+        try:
+            for piece in self._pieces:
+                if not piece.preview:
+                    yield piece
+        finally:
+            self._pieces.close()
 
     def _stream(self) -> Generator[Piece, None, None]:
         account, text, started = self.account, self._text, time.perf_counter()
