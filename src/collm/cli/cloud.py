@@ -14,7 +14,7 @@ from collm.limits import DEFAULT_LIMITS
 from collm.link.credentials import ServerSecurity
 from collm.model.artifact import Artifact
 from collm.serve.cloud_process import run_cloud
-from collm.serve.logs import set_up_logs
+from collm.serve.logs import logs
 from collm.serve.metrics import metrics_server
 from collm.session.self_draft import SelfDraft, self_draft
 
@@ -84,7 +84,6 @@ def cloud_command(
         identity_bytes_per_second=identity_bytes,
         max_kv_bytes=byte_count("--kv-memory", kv_memory),
     )
-    set_up_logs(log)
     opened = Artifact(artifact)
     drafting: SelfDraft | None = None
     if exits:
@@ -99,6 +98,7 @@ def cloud_command(
             print(f"serving {name} ({opened.fingerprint[:12]}) on {address}", flush=True)
 
     with ExitStack() as stack:
+        stack.enter_context(logs(log))
         if metrics:
             server = metrics_server(metrics, tokens=tokens, insecure=insecure)
             where = stack.enter_context(server)

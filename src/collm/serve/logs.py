@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from collm.errors import UsageError
@@ -32,8 +34,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def set_up_logs(form: str) -> None:
-    """Log everything of ours from INFO on to standard error. Raises UsageError."""
+@contextmanager
+def logs(form: str) -> Iterator[None]:
+    """Log everything of ours from INFO on to standard error meanwhile. Raises UsageError."""
     if form not in FORMATS:
         raise UsageError(f"--log {form}: expected one of {', '.join(FORMATS)}")
     handler = logging.StreamHandler(sys.stderr)
@@ -43,6 +46,13 @@ def set_up_logs(form: str) -> None:
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
     ours = logging.getLogger("collm")
+    before = ours.level, ours.propagate
     ours.setLevel(logging.INFO)
-    ours.handlers[:] = [handler]
     ours.propagate = False
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]

@@ -8,6 +8,7 @@ for others (`sessions.py`).
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -135,10 +136,12 @@ class CloudConversation:
                     if held.is_dropped:
                         break
                     self._service.sessions.used(self._id)
-                    with metrics.TURN_SECONDS.labels(kind).time():
-                        reply = next(replies, None)
+                    started = time.perf_counter()
+                    reply = next(replies, None)
+                    seconds = time.perf_counter() - started
                 if reply is None:
                     return
+                metrics.TURN_SECONDS.labels(kind).observe(seconds)
                 tokens = _count(reply)
                 self.pause_seconds = max(self.pause_seconds, self._charge(tokens=tokens))
                 yield encode(reply)
