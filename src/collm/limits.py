@@ -73,6 +73,8 @@ class Limits:
     """Longest wait for the answer to one Verify, or for the next token of a Generate."""
     idle_seconds: float = 600.0
     """A cloud session that says nothing for this long is closed."""
+    lifetime_seconds: float = 86_400.0
+    """A cloud session is over after so long, whatever it says."""
     spawn_seconds: float = 60.0
     """Longest wait for a cloud process of our own to come up."""
     shutdown_seconds: float = 5.0

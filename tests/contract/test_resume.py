@@ -25,8 +25,19 @@ from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
+from collm.wire import session_pb2 as pb
 from collm.wire.encoding import decode_cloud, encode
-from collm.wire.messages import Append, Attach, Attached, Bye, Evicted, Hello, Refusal, Welcome
+from collm.wire.messages import (
+    Append,
+    Attach,
+    Attached,
+    Bye,
+    Evicted,
+    Hello,
+    Refusal,
+    Verdict,
+    Welcome,
+)
 
 LIMITS = Limits(
     connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16, detached_seconds=0.5,
@@ -261,3 +272,30 @@ def test_sampled_text_survives_a_break(start: Callable[..., World]) -> None:
             time.sleep(0.7)  # longer than the cloud waits
     assert answer.account.token_ids == wanted
     assert world.service.sessions.lost == 1
+
+
+def test_a_client_of_the_minor_version_before_works(start: Callable[..., World]) -> None:
+    """No checksums, no Attach: what protocol 1.2 sends, byte for byte."""
+    world = start()
+
+    def old(**body: object) -> bytes:
+        return bytes(pb.Envelope(**body).SerializeToString())
+
+    with world.dial() as link:
+        link.send(old(hello=pb.Hello(**vars(hello(world.artifact, minor=2)))))
+        assert isinstance(decode_cloud(link.receive(3), LIMITS), Welcome)
+        link.send(old(append=pb.Append(token_ids=PROMPT, wire_format="ids")))
+        sampling = pb.Sampling(top_p=1.0, repetition_penalty=1.0)
+        link.send(old(verify=pb.Verify(base=len(PROMPT) - 1, sampling=sampling)))
+        verdict = decode_cloud(link.receive(3), LIMITS)
+    assert isinstance(verdict, Verdict)
+    assert verdict.next_token == reference(world.artifact)[0]
+
+
+def test_sessions_end_one_day(start: Callable[..., World]) -> None:
+    world = start(lifetime_seconds=0.2)
+    with world.client() as client:
+        client.append(PROMPT, None)
+        time.sleep(0.3)
+        with pytest.raises(Refused, match=r"over 0\.2 s old"):
+            client.verify([], Sampling())

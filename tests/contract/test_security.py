@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -310,6 +311,23 @@ def test_an_identity_has_its_share_of_sessions(tmp_path: Path, tokens: Path) -> 
             time.sleep(0.01)
         client(GOOD).close()
         second.close()
+
+
+def test_nothing_inflates() -> None:
+    """A frame that a few kilobytes unpack to is not unpacked."""
+    with BackgroundServer(FakeService(), "127.0.0.1:0", LIMITS) as server:
+        with grpc.insecure_channel(
+            server.address, [("grpc.max_send_message_length", -1)], grpc.Compression.Gzip
+        ) as channel:
+            call = channel.stream_stream(PATH)(iter([bytes(2**28)]), timeout=10)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+        assert caught.value.code() in (
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
+        assert psutil.Process().memory_info().rss < 2**31
+        connect(server.address, LIMITS).close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")

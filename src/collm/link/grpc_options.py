@@ -39,6 +39,8 @@ def server_options(limits: Limits) -> _Options:
         *_common(limits),
         # Otherwise a second server on the same port starts, and gets half of the clients.
         ("grpc.so_reuseport", 0),
+        # Identity alone: what is not compressed does not inflate.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Clients probe while they wait for a long computation; that is no abuse.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),

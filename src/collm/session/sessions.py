@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 @dataclass(eq=False)
 class _Entry:
     held: HeldSession
+    born_at: float = field(default_factory=time.monotonic)
     used_at: float = field(default_factory=time.monotonic)
     left_at: float | None = None
     """When its link broke; None: it has one."""
@@ -107,6 +108,10 @@ class Sessions:
             if entry is None:
                 return
             entry.used_at = time.monotonic()
+            if entry.used_at - entry.born_at > self._limits.lifetime_seconds:
+                raise Refused(
+                    "limits", f"the session is over {self._limits.lifetime_seconds:g} s old"
+                )
             if wanted <= entry.granted:
                 return
             budget = self._limits.max_kv_bytes
