@@ -65,9 +65,9 @@ class Limits:
     """Longest wait for room when the other side of a link takes no frames."""
     linger_seconds: float = 0.5
     """How long closing a link waits for frames already sent (a Bye) to get out."""
-    keepalive_seconds: float = 20.0
+    keepalive_seconds: float = 10.0
     """A silent link is probed this often; gRPC allows no less than 10."""
-    keepalive_timeout_seconds: float = 10.0
+    keepalive_timeout_seconds: float = 5.0
     """A probe unanswered for this long means that the other side is dead."""
     verdict_seconds: float = 60.0
     """Longest wait for the answer to one Verify, or for the next token of a Generate."""

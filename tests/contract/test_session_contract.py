@@ -43,7 +43,9 @@ from collm.wire.messages import (
     Welcome,
 )
 
-LIMITS = Limits(connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16)
+LIMITS = Limits(
+    connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16, resume_seconds=1.0
+)
 PROMPT = [5, 17, 42, 99, 7, 250, 31]
 GREEDY = Sampling()
 WARM = Sampling(temperature=1.3, top_p=0.95, seed=11, repetition_penalty=1.3)

@@ -48,28 +48,37 @@ class Clouds:
 def test_a_dead_cloud_is_tried_once_in_a_while() -> None:
     clock, clouds = VirtualClock(), Clouds("b:1")
     dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
-    dialer()
-    assert clouds.tried == ["a:1", "b:1"]
-    clock.advance(0.9)
-    clouds.tried.clear()
-    # The link to b did not last: both have failed, and a's while ends first.
-    dialer()
-    assert clouds.tried == ["a:1", "b:1"]
-    clock.advance(6.0)
-    clouds.tried.clear()
+    for _ in range(5):
+        dialer()
+        clock.advance(6.0)
+    assert clouds.tried.count("b:1") == 5
+    assert clouds.tried.count("a:1") == 4  # passed over for 1, 2, 4 s; then for 8
+    clock.advance(2.0)
     clouds.up.add("a:1")
+    clouds.tried.clear()
     dialer()
     assert clouds.tried == ["a:1"]
 
 
-def test_while_it_is_passed_over_the_other_one_answers() -> None:
-    clock, clouds = VirtualClock(), Clouds("b:1")
+def test_a_cloud_whose_links_do_not_last_is_left_for_another() -> None:
+    clock, clouds = VirtualClock(), Clouds("a:1", "b:1")
+    dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
+    dialer()
+    clock.advance(1.0)
+    dialer.again()
+    assert clouds.tried == ["a:1", "b:1"]
+    clock.advance(20.0)
+    dialer.again()  # that one has lasted: the preferred one is due again
+    assert clouds.tried == ["a:1", "b:1", "a:1"]
+
+
+def test_answers_that_follow_each_other_keep_to_their_cloud() -> None:
+    clock, clouds = VirtualClock(), Clouds("a:1", "b:1")
     dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
     for _ in range(5):
         dialer()
-        clock.advance(6.0)  # it lasted
-    assert clouds.tried.count("b:1") == 5
-    assert clouds.tried.count("a:1") == 4  # passed over for 1, 2, 4 s; then for 8
+        clock.advance(1.0)
+    assert clouds.tried == ["a:1"] * 5
 
 
 def test_all_that_failed_are_named() -> None:

@@ -34,7 +34,7 @@ class _Cloud:
 
 
 class Dialer:
-    """Calling it makes a link. Safe to use from several threads.
+    """Calling it makes a link, `again` replaces one. Safe to use from several threads.
 
     addresses: HOST:PORT each, the preferred one first. dial: makes a link to one of them.
     """
@@ -56,6 +56,21 @@ class Dialer:
         self._lock = threading.Lock()
         self._last: tuple[_Cloud, float] | None = None
 
+    def again(self) -> Link:
+        """A link in the place of one that broke; where that was young its cloud has failed.
+
+        Raises as a call does.
+        """
+        with self._lock:
+            if self._last is not None:
+                cloud, made_at = self._last
+                if self._clock.now() - made_at < _SHORT_SECONDS:
+                    self._failed(cloud)
+                else:
+                    cloud.failures = 0
+                self._last = None
+        return self()
+
     def __call__(self) -> Link:
         """A link to the best cloud that answers.
 
@@ -63,13 +78,6 @@ class Dialer:
         """
         with self._lock:
             now = self._clock.now()
-            if self._last is not None:
-                cloud, made_at = self._last
-                if now - made_at < _SHORT_SECONDS:
-                    self._failed(cloud)
-                else:
-                    cloud.failures = 0
-                self._last = None
             order = sorted(self._clouds, key=lambda one: max(0.0, one.passed_over_until - now))
         errors: list[LinkError] = []
         for cloud in order:

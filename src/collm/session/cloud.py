@@ -191,7 +191,7 @@ class CloudConversation:
         self._said_evicted = False
         with found.lock:
             position = found.attach(message)
-        self._log(f"attached to {message.session_id}, {position} positions held")
+        self._log(f"attached to {message.session_id[:8]}, {position} positions held")
         return Attached(position=position)
 
     def _charge(self, *, byte_count: int = 0, tokens: int = 0) -> float:
@@ -199,8 +199,9 @@ class CloudConversation:
         return quotas.charge(identity, byte_count=byte_count, tokens=tokens)
 
     def _log(self, what: str) -> None:
-        extra = {"session": self._id, "identity": self._peer.identity}
-        logger.info("%s %s: %s", self._id[:8], self._peer.address, what, extra=extra)
+        name = self._id[:8]  # whole, it would let readers of the log attach to the session
+        extra = {"session": name, "identity": self._peer.identity}
+        logger.info("%s %s: %s", name, self._peer.address, what, extra=extra)
 
     def _say_evicted(self) -> Iterator[bytes]:
         """Once: what was on its way before the client can know of it is passed over."""

@@ -20,6 +20,7 @@ from collm.errors import PlacementError, PromptError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
+from collm.link.dialer import Dialer
 from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
@@ -194,6 +195,7 @@ class Edge:
 
     def _open_client(self, cut: int) -> CloudClient:
         assert self._connect is not None
+        again = self._connect.again if isinstance(self._connect, Dialer) else self._connect
         link = self._connect()
         try:
             return CloudClient(
@@ -203,7 +205,7 @@ class Edge:
                 vocabulary=self.artifact.architecture.vocab_size,
                 wire_format=self._wire,
                 limits=self._limits,
-                dial=self._connect,
+                dial=again,
                 clock=self._clock,
             )
         except BaseException:
