@@ -79,13 +79,13 @@ async def _serve(
 
 
 def keep_memory_together() -> None:
-    """Have glibc serve all threads from two arenas.
+    """Have glibc serve all threads from one arena.
 
     With one for each thread (8 a core), what a thousand sessions leave behind is never whole pages
     again: memory grew by 4 KB with every session that had ever been.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _drain(stop: asyncio.Event) -> None:
