@@ -134,8 +134,8 @@ def test_a_script_is_kept(tmp_path: Path) -> None:
     path.write_text("# a bad day\n0.2s down 0.4s\n\n1s refuse 10s\n0.8s reset\n")
     events = read_script(path)
     assert events == (Event(0.2, "down", 0.4), Event(0.8, "reset"), Event(1.0, "refuse", 10.0))
+    started = time.monotonic()  # before the script's clock, so that nothing comes too early
     with echo() as to, LinkShaper(PLAIN, "127.0.0.1:0", to, LinkFaults(script=events)) as link:
-        started = time.monotonic()
         with dial(link.address) as one:
             assert said(one, b"hello") == b"hello"
             time.sleep(0.25)
