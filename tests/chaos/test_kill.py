@@ -15,14 +15,15 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from collm.config import Generation, Sampling
 from collm.limits import DEFAULT_LIMITS
+from collm.link.dialer import Dialer
 from collm.link.grpc_client import connect
 from collm.model.artifact import Artifact
 from collm.session.edge import Edge
@@ -130,35 +131,35 @@ def test_the_edge_is_killed(cloud: Cloud, smollm2: Path) -> None:
     assert (cloud.metric("collm_sessions"), cloud.metric("collm_kv_bytes")) == (0, 0)
 
 
-def test_a_stopped_cloud_is_noticed_and_another_one_takes_over(
-    cloud: Cloud,
-    smollm2: Path,
-    artifact: Artifact,
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGSTOP, 17.0), (signal.SIGTERM, 5.0)])
+def test_another_cloud_takes_over(
+    cloud: Cloud, smollm2: Path, artifact: Artifact, number: signal.Signals, seconds: float
 ) -> None:
-    """SIGSTOP: the kernel goes on acknowledging, only keepalive sees it."""
-    limits = replace(DEFAULT_LIMITS, keepalive_seconds=10.0, keepalive_timeout_seconds=1.0)
-    other = Cloud(smollm2)
+    """SIGSTOP: the kernel goes on acknowledging, only keepalive sees it. SIGTERM: told at once."""
+    first, other = Cloud(smollm2), cloud
     try:
-        addresses = iter([cloud.address, other.address, other.address])
-        edge = Edge(artifact, mode="verified", placement=10, limits=limits,
-                    connect=lambda: connect(next(addresses), limits))  # fmt: skip
+        edge = Edge(artifact, mode="verified", placement=10,
+                    connect=Dialer([first.address, other.address]))  # fmt: skip
         made = Generation(max_tokens=TOKENS, ignore_eos=True)
         ids = edge.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
-        told = list[int]()
+        told, times = list[int](), [time.monotonic()]
         answer = edge.answer(ids, made)
-        started = 0.0
         for piece in answer:
             told.append(piece.token.token_id)
+            times.append(time.monotonic())
             if len(told) == 5:
-                os.kill(cloud.process.pid, signal.SIGSTOP)
-                started = time.monotonic()
+                first.process.send_signal(number)
         assert answer.account.reconnects == 1
-        assert time.monotonic() - started < 25.0
+        longest = max(after - before for before, after in pairwise(times))
+        assert longest < seconds + DEFAULT_LIMITS.connect_seconds
         whole = Edge(artifact, mode="verified", placement=30)
         assert told == whole.answer(ids, made).finish().token_ids
+        if number == signal.SIGTERM:
+            assert first.process.wait(DEFAULT_LIMITS.shutdown_seconds + 2) == 0
     finally:
-        os.kill(cloud.process.pid, signal.SIGCONT)
-        other.kill()
+        if first.process.poll() is None:
+            first.process.send_signal(signal.SIGCONT)
+        first.kill()
 
 
 def _free_port() -> int:

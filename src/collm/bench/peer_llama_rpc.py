@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from collm.bench.cores import Cores, pin, settled_cpu_seconds
 from collm.bench.failures import BaselineFailed, UnusableSetting
 from collm.bench.peers import PeerReply
+from collm.link.base import Closing
 from collm.link.shapes import LinkShape
 from collm.serve.spawn import spawned_link
 
@@ -45,7 +44,7 @@ def find_programs(folder: Path) -> tuple[Path, Path]:
     return server, rpc
 
 
-class LlamaRpc:
+class LlamaRpc(Closing):
     """The two programs and a shaped link between. Raises BaselineFailed where they fail."""
 
     name = "llama.cpp RPC"
@@ -120,17 +119,6 @@ class LlamaRpc:
     def close(self) -> None:
         """End the programs and the link."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _start(self, words: list[str], threads: int) -> subprocess.Popen[bytes]:
         said = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115

@@ -17,13 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
 from collm.bench.quality_settings import Setting
 from collm.errors import CollmError, LinkTimeout, PromptError, ProtocolError
 from collm.limits import DEFAULT_LIMITS, Limits
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.model.artifact import Artifact
 from collm.session.edge import Edge
 from collm.wire.decoding import decode_cloud
@@ -60,7 +58,7 @@ class Recording:
     """How long it took."""
 
 
-class RecordingLink:
+class RecordingLink(Closing):
     """A link that writes down what goes over it. See `base.Link`; for one thread."""
 
     def __init__(self, link: Link) -> None:
@@ -98,17 +96,6 @@ class RecordingLink:
     @property
     def bytes_down(self) -> int:
         return self._link.bytes_down
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _add(self, step: Step) -> None:
         self.steps.append(step)

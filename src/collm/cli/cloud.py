@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from collm.cli.options import ThreadsOption, byte_count, numbers, thread_count
+from collm.cli.options import MetricsOption, ThreadsOption, byte_count, numbers, thread_count
 from collm.limits import DEFAULT_LIMITS
 from collm.link.credentials import ServerSecurity
 from collm.model.artifact import Artifact
@@ -66,9 +66,7 @@ def cloud_command(
     kv_memory: Annotated[
         str, typer.Option(help="Most memory for caches and pending states, such as 4gb.")
     ] = "4gb",
-    metrics: Annotated[
-        str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; empty: nowhere.")
-    ] = "",
+    metrics: MetricsOption = "",
     log: Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")] = "text",
     spawned: Annotated[
         bool, typer.Option(hidden=True, help="End with standard input; print only the address.")

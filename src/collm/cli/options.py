@@ -24,6 +24,9 @@ CriterionOption = Annotated[
     ),
 ]
 WireOption = Annotated[str, typer.Option(help="Hidden states travel as f32, f16 or int8.")]
+MetricsOption = Annotated[
+    str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; empty: nowhere.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
 

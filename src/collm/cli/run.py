@@ -17,6 +17,7 @@ from rich.console import Console
 from collm.cli.options import (
     CriterionOption,
     JsonOption,
+    MetricsOption,
     ThreadsOption,
     WireOption,
     numbers,
@@ -41,6 +42,7 @@ from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
 from collm.model.artifact import Artifact
 from collm.model.manifest import Manifest
+from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
 from collm.session.events import Account
@@ -141,6 +143,7 @@ def run_command(
     ] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Go on after the end of the text.")] = False,
     raw: Annotated[bool, typer.Option(help="No chat template around PROMPT.")] = False,
+    metrics: MetricsOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt, each token coloured by where it was made."""
@@ -172,7 +175,10 @@ def run_command(
     opened = Artifact(artifact)
     placed = default_placement(opened.manifest) if placement is None else placement
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
-    with cloud_link(artifact, cloud, cores, security) as linked:
+    with ExitStack() as stack:
+        if metrics:
+            stack.enter_context(metrics_server(metrics))
+        linked = stack.enter_context(cloud_link(artifact, cloud, cores, security))
         edge = Edge(
             opened,
             mode=mode,

@@ -77,9 +77,8 @@ def account_line(account: Account) -> str:
     if account.degraded:
         line += f", {account.degraded} degraded (due before the cloud could answer)"
     if account.reconnects:
-        line += (
-            f", {account.reconnects} links replaced, {kilobytes(account.replayed_bytes)} sent again"
-        )
+        links = "1 link" if account.reconnects == 1 else f"{account.reconnects} links"
+        line += f", {links} replaced, {kilobytes(account.replayed_bytes)} sent again"
     if account.previewed:
         line += f", {account.previewed} written offline, {account.withdrawn} of them taken back"
     if account.provisional:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Self
 
 from collm.limits import DEFAULT_LIMITS, Limits
-from collm.link.base import Service
+from collm.link.base import Closing, Service
 from collm.link.credentials import ServerSecurity
 from collm.link.grpc_server import OPEN, Server, serve
 
 
-class BackgroundServer:
+class BackgroundServer(Closing):
     """A running `grpc_server.Server`; closes with the `with` block or by `close`.
 
     Raises what `serve` does.
@@ -56,17 +54,6 @@ class BackgroundServer:
             asyncio.run_coroutine_threadsafe(self.server.stop(grace), self._loop).result()
         finally:
             self._end_loop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _end_loop(self) -> None:
         asyncio.run_coroutine_threadsafe(_cancel_the_rest(), self._loop).result()

@@ -64,6 +64,25 @@ class Peer:
     """Whose credentials it showed; empty where none are asked for."""
 
 
+class Closing:
+    """Has a `close`, which the end of a `with` block calls."""
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Conversation(Protocol):
     """The service's end of one session; its methods never run at the same time."""
 

@@ -16,17 +16,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from collm.errors import LinkError, LinkTimeout
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.frames import check_frame
 
 
-class DelayedLink:
+class DelayedLink(Closing):
     """`link`, with every frame on its way for longer; see `base.Link`. Closing it closes `link`.
 
     seconds: from a frame's arrival to when it can be received; up_seconds: from `send` to when a
@@ -75,17 +73,6 @@ class DelayedLink:
     @property
     def bytes_down(self) -> int:
         return self._down.bytes_out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _move_up(self) -> None:
         try:

@@ -19,13 +19,11 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Self
 
 from collm.errors import CollmError, LinkError, LinkTimeout, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Conversation, Link, Peer, Service
+from collm.link.base import Closing, Conversation, Link, Peer, Service
 from collm.link.clock import VirtualClock
 
 
@@ -119,7 +117,7 @@ class FaultyCloud:
             link.forget()
 
 
-class _FaultyLink:
+class _FaultyLink(Closing):
     """See `base.Link`."""
 
     def __init__(self, cloud: FaultyCloud) -> None:
@@ -184,17 +182,6 @@ class _FaultyLink:
         if tell_cloud and self._conversation is not None:
             conversation, self._conversation = self._conversation, None
             conversation.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def _is_silent(self) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
@@ -19,7 +18,7 @@ from collm.errors import LinkError, Refused, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import parse_address
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.credentials import ClientSecurity, read_pem
 from collm.link.frames import FrameQueue
 from collm.link.grpc_options import PATH, TAKEN, client_options
@@ -59,7 +58,7 @@ def _channel(address: str, limits: Limits, security: ClientSecurity) -> Any:
     return grpc.secure_channel(address, credentials, options)
 
 
-class _GrpcLink:
+class _GrpcLink(Closing):
     """See `base.Link`."""
 
     def __init__(self, address: str, limits: Limits, security: ClientSecurity) -> None:
@@ -129,17 +128,6 @@ class _GrpcLink:
     @property
     def bytes_down(self) -> int:
         return self._down.bytes_out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _outgoing(self) -> Iterator[bytes]:
         while True:

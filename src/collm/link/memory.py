@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
 from collm.errors import LinkError, LinkTimeout
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Link, Peer, Service
+from collm.link.base import Closing, Link, Peer, Service
 from collm.link.frames import FrameQueue
 from collm.link.turns import Turns, refusal_frame
 
@@ -30,7 +28,7 @@ def connect_memory(service: Service, limits: Limits = DEFAULT_LIMITS) -> Link:
     return cloud._connect(owned=True)
 
 
-class MemoryCloud:
+class MemoryCloud(Closing):
     """A service that links in this process can connect to."""
 
     def __init__(
@@ -53,17 +51,6 @@ class MemoryCloud:
         for link in tuple(self._links):
             link.close()
         self._executor.shutdown(wait=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _connect(self, *, owned: bool, identity: str = "") -> _MemoryLink:
         if self._closed:
@@ -114,7 +101,7 @@ class MemoryCloud:
                 return  # the client is gone or takes nothing: nobody is left to tell
 
 
-class _MemoryLink:
+class _MemoryLink(Closing):
     """See `base.Link`."""
 
     def __init__(
@@ -154,14 +141,3 @@ class _MemoryLink:
     @property
     def bytes_down(self) -> int:
         return self.down.bytes_out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -26,11 +26,10 @@ import struct
 import threading
 import time
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from collm.errors import LinkError
 from collm.link.address import parse_address
+from collm.link.base import Closing
 from collm.link.faults import Fate, LinkFaults, Script
 from collm.link.shapes import LinkShape
 
@@ -41,7 +40,7 @@ _BUFFER_BYTES = 262_144
 _RESET = struct.pack("ii", 1, 0)
 
 
-class LinkShaper:
+class LinkShaper(Closing):
     """Listens on `listen` and passes every connection on to `to`, both HOST:PORT.
 
     Raises LinkError where it cannot listen; what cannot be reached ends the connection that
@@ -82,17 +81,6 @@ class LinkShaper:
         with self._lock:
             for one in self._open:
                 _hang_up(one)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         while not self._closed:

@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,11 @@ from collm import __version__, metrics
 from collm.config import Sampling
 from collm.errors import LinkTimeout, ProtocolError
 from collm.limits import Limits
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
 from collm.session.connection import Connection
-from collm.session.questions import Question, Unheard
 from collm.session.replay import ReplayLog
+from collm.session.standing import Question, Standing
 from collm.wire.encoding import encode
 from collm.wire.messages import (
     PROTOCOL_MAJOR,
@@ -50,7 +49,7 @@ F32 = npt.NDArray[np.float32]
 M = TypeVar("M", Welcome, Verdict, Scored)
 
 
-class CloudClient:
+class CloudClient(Closing):
     """One session with a cloud. Rows go up in the background; verdicts are waited for, or not.
 
     wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
@@ -74,14 +73,7 @@ class CloudClient:
         self._vocabulary = vocabulary
         self._limits = limits
         wire_format = wire_format if cut else "ids"
-        self._log = ReplayLog(wire_format, limits)
-        self._unheard = Unheard()
-        self._keep = 0
-        """Rows from here on may be asked for."""
-        self._request: Callable[[], bytes] | None = None
-        """Makes the frame of the Score or Generate under way."""
-        self._epoch = 0
-        self._questions: deque[Question] = deque()
+        self._at = Standing(ReplayLog(wire_format, limits))
         self._late: deque[tuple[Verdict, float]] = deque(maxlen=limits.max_questions)
         self._run_to = 0
         self.sent = 0
@@ -101,7 +93,7 @@ class CloudClient:
             wire_format=wire_format,
             software=f"collm {__version__}",
         )
-        self.connection = Connection(link, hello, self, limits, dial, clock)
+        self.connection = Connection(link, hello, self._at, limits, dial, clock)
 
     @property
     def bytes_up(self) -> int:
@@ -118,12 +110,12 @@ class CloudClient:
 
         settled: they will not be taken back, and the cloud may run them before it is asked.
         """
-        if not all(one.may_go_on for one in self._questions):
+        if not all(one.may_go_on for one in self._at.questions):
             self._check_settled()
         start = self.sent
-        self._log.extend(ids, rows)
-        self.sent = len(self._log)
-        for frame in self._log.frames(start, self.sent, self._epoch, settled=settled):
+        self._at.log.extend(ids, rows)
+        self.sent = len(self._at.log)
+        for frame in self._at.log.frames(start, self.sent, self._at.epoch, settled=settled):
             self.connection.send(frame)
 
     def verify(
@@ -164,7 +156,7 @@ class CloudClient:
         meanwhile that begins anew once there is another. while_up: do not wait for that one, but
         return None.
         """
-        while self._questions:
+        while self._at.questions:
             try:
                 verdict, _ = self._next_verdict(None if wait else 0.0, while_up=while_up)
             except LinkTimeout:
@@ -178,14 +170,14 @@ class CloudClient:
     @property
     def outstanding(self) -> int:
         """Questions whose verdicts have not been received, nor can be foretold."""
-        return sum(not one.void for one in self._questions)
+        return sum(not one.void for one in self._at.questions)
 
     def collect(self, timeout: float | None = None) -> Verdict:
         """The verdict on the newest question. Older ones that come first are kept for `late`.
 
         Raises LinkTimeout as `verify` does, ValueError when nothing was asked.
         """
-        if not self._questions:
+        if not self._at.questions:
             raise ValueError("no question is outstanding; ask first")
         given_up_at = None if timeout is None else self._clock.now() + timeout
         while True:
@@ -193,7 +185,7 @@ class CloudClient:
             verdict, seconds = self._next_verdict(left)
             if verdict is None:
                 continue
-            if not self._questions:
+            if not self._at.questions:
                 return verdict
             self._late.append((verdict, seconds))
 
@@ -202,7 +194,7 @@ class CloudClient:
 
         Never waits. The seconds end when a verdict is taken from the link: look often.
         """
-        while self._questions and not self._questions[0].drafted:
+        while self._at.questions and not self._at.questions[0].drafted:
             try:
                 verdict, seconds = self._next_verdict(0.0)
             except LinkTimeout:
@@ -220,13 +212,13 @@ class CloudClient:
         """
         self._check_settled()
         base = self.sent - len(draft) - 1
-        frame = encode(Score(epoch=self._epoch, base=base, draft=tuple(draft)))
+        frame = encode(Score(epoch=self._at.epoch, base=base, draft=tuple(draft)))
         with self._requesting(lambda: frame):
             self._count(len(draft) + 1)
             self._catch_up()
             scored = self._expect(Scored)
-        self._keep = base
-        if (scored.epoch, scored.base) != (self._epoch, base) or len(scored.ranks) != len(draft):
+        self._at.keep = base
+        if (scored.epoch, scored.base) != (self._at.epoch, base) or len(scored.ranks) != len(draft):
             raise ProtocolError("the cloud's scores are not about this draft")
         self._check_token(max((*scored.best_ids, scored.next_token)))
         if max(scored.ranks, default=1) > self._vocabulary:
@@ -242,8 +234,8 @@ class CloudClient:
         self._check_settled()
         if not 0 <= position <= self.sent:
             raise ValueError(f"a crop to {position} of {self.sent} positions")
-        self.connection.send(encode(Crop(epoch=self._epoch + 1, position=position)))
-        self._unheard.note(position)
+        self.connection.send(encode(Crop(epoch=self._at.epoch + 1, position=position)))
+        self._at.note_crop(position)
         self._cropped(position)
 
     def generate(
@@ -256,7 +248,7 @@ class CloudClient:
         def frame() -> bytes:
             """What is still to come; tokens that are here are sent back as the text's."""
             message = Generate(
-                epoch=self._epoch,
+                epoch=self._at.epoch,
                 base=base + len(made),
                 max_tokens=max_tokens - len(made),
                 stop_ids=tuple(stop_ids),
@@ -264,7 +256,7 @@ class CloudClient:
             )
             return encode(message)
 
-        self._keep = base - 1
+        self._at.keep = base - 1
         with self._requesting(frame):
             self._catch_up()
             pending = self.sent - self._run_to
@@ -288,43 +280,32 @@ class CloudClient:
                 self.rows_run += reply.rejected + (1 if made else pending)
                 self.heads_run += reply.rejected + 1
                 made.append(reply.token_id)
-                self._log.extend([reply.token_id], None)
+                self._at.log.extend([reply.token_id], None)
                 yield reply
         # A cloud appends each of its tokens but the last.
-        self._log.crop(base + max(0, len(made) - 1))
-        self.sent = self._run_to = len(self._log)
+        self._at.log.crop(base + max(0, len(made) - 1))
+        self.sent = self._run_to = len(self._at.log)
 
     def close(self) -> None:
         """Say goodbye and end the link. Idempotent."""
         self.connection.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _ask(self, draft: tuple[int, ...], sampling: Sampling, *, may_go_on: bool = False) -> None:
-        if len(self._questions) >= self._limits.max_questions:
-            raise LinkTimeout(f"the cloud has left {len(self._questions)} questions unanswered")
+        if len(self._at.questions) >= self._limits.max_questions:
+            raise LinkTimeout(f"the cloud has left {len(self._at.questions)} questions unanswered")
         base = self.sent - len(draft) - 1
         question = Question(
-            epoch=self._epoch,
+            epoch=self._at.epoch,
             base=base,
             draft=draft,
             sampling=sampling,
             asked_at=self._clock.now(),
             rows=self.sent - self._run_to,
-            crops=self._unheard.crops,
+            crops=self._at.crops,
             may_go_on=may_go_on,
         )
-        self._questions.append(question)
-        self.connection.send(question.frame(self._epoch))
+        self._at.questions.append(question)
+        self.connection.send(question.frame(self._at.epoch))
         self._count(len(draft) + 1)
 
     def _next_verdict(
@@ -335,13 +316,12 @@ class CloudClient:
         Raises LinkTimeout.
         """
         verdict = self._expect(Verdict, timeout, while_up=while_up)
-        question = self._questions.popleft()  # the cloud answers in order
+        question = self._at.questions.popleft()  # the cloud answers in order
         current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
         if not current or verdict.accepted > question.drafted:
             raise ProtocolError("the cloud's verdict is not about this draft")
         self._check_token(verdict.next_token)
-        self._unheard.heard(question.crops)
-        self._keep = question.base + verdict.accepted
+        self._at.note_answer(question, verdict.accepted)
         seconds = self._clock.now() - question.asked_at
         metrics.ANSWER_SECONDS.observe(seconds)
         if question.void:
@@ -351,31 +331,31 @@ class CloudClient:
         end = question.base + verdict.accepted + 1
         if verdict.accepted < question.drafted:
             self._take_back(end)
-        elif self._questions:
-            following = self._questions[0]
+        elif self._at.questions:
+            following = self._at.questions[0]
             if following.may_go_on and following.draft[:1] not in ((), (verdict.next_token,)):
                 # The cloud, too, refuses that draft at once, and passes over those after it.
                 self._take_back(end)
-                self._unheard.note(end)
-                self._questions.append(replace(following, void=True, crops=self._unheard.crops))
+                self._at.note_crop(end)
+                self._at.questions.append(replace(following, void=True, crops=self._at.crops))
         return verdict, seconds
 
     def _take_back(self, position: int) -> None:
         """The text ends here, and the cloud runs nothing for what was asked on its going on."""
-        self.rows_run -= sum(one.rows for one in self._questions)
-        self.heads_run -= sum(one.drafted + 1 for one in self._questions)
-        self._questions.clear()
+        self.rows_run -= sum(one.rows for one in self._at.questions)
+        self.heads_run -= sum(one.drafted + 1 for one in self._at.questions)
+        self._at.questions.clear()
         self._cropped(position)
 
     def _catch_up(self) -> None:
         """Receive the verdicts that come before the answer to what was sent last."""
-        while self._questions:
+        while self._at.questions:
             verdict, seconds = self._next_verdict(None)
             if verdict is not None:
                 self._late.append((verdict, seconds))
 
     def _check_settled(self) -> None:
-        if any(one.drafted and not one.void for one in self._questions):
+        if any(one.drafted and not one.void for one in self._at.questions):
             raise ProtocolError(
                 "a draft's verdict is still awaited and may crop the text; collect it first"
             )
@@ -387,8 +367,7 @@ class CloudClient:
         self.heads_run += heads
 
     def _cropped(self, position: int) -> None:
-        self._epoch += 1
-        self._log.crop(position)
+        self._at.crop(position)
         self.sent = position
         self._run_to = min(self._run_to, position)
 
@@ -398,41 +377,15 @@ class CloudClient:
                 f"the cloud's token {token_id} is beyond the vocabulary of {self._vocabulary}"
             )
 
-    def standing(self) -> tuple[int, int]:
-        """For `Connection`: the epoch, and how many positions a cloud may keep."""
-        # What was refused in advance needs no verdict from a cloud that takes the text up anew;
-        # what was asked before a crop is not asked again.
-        current = [one for one in self._questions if not one.void and one.epoch == self._epoch]
-        self._questions = deque(current)
-        places = [self.sent, max(0, self._keep)]
-        places += [one.base for one in self._questions]
-        if self._unheard.lowest is not None:
-            places.append(self._unheard.lowest)
-        return self._epoch, min(places)
-
-    def replay(self, position: int) -> Iterator[bytes]:
-        """For `Connection`: what a cloud that holds so many positions has to hear."""
-        held = position
-        self._unheard = Unheard()
-        self._questions = deque(replace(one, crops=0) for one in self._questions)
-        for question in tuple(self._questions):
-            end = question.base + question.drafted + 1
-            yield from self._log.frames(held, end, self._epoch)
-            held = max(held, end)
-            yield question.frame(self._epoch)
-        yield from self._log.frames(held, len(self._log), self._epoch)
-        if self._request is not None:
-            yield self._request()
-
     @contextmanager
     def _requesting(self, frame: Callable[[], bytes]) -> Iterator[None]:
         """Ask what `frame` says, and ask again where the link breaks before the answer is here."""
-        self._request = frame
+        self._at.request = frame
         try:
             self.connection.send(frame())
             yield
         finally:
-            self._request = None
+            self._at.request = None
 
     def _expect(self, kind: type[M], timeout: float | None = None, *, while_up: bool = False) -> M:
         reply = self.connection.receive(timeout, while_up=while_up)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from collm.errors import ProtocolError
 from collm.limits import Limits
-from collm.wire.codec import encode_rows, rows_per_append
+from collm.wire.codec import carries_rows, encode_rows, rows_per_append
 from collm.wire.encoding import encode_append
 
 F32 = npt.NDArray[np.float32]
@@ -35,8 +36,15 @@ class ReplayLog:
         return len(self._ids)
 
     def extend(self, ids: Sequence[int], rows: F32 | None) -> None:
-        """The next positions: ids, and their rows float32 [n, d] unless token ids travel alone."""
+        """The next positions: ids, and their rows float32 [n, d] unless token ids travel alone.
+
+        Raises ProtocolError for rows that cannot travel, or that are not one for each id.
+        """
+        if (rows is not None) != carries_rows(self._wire_format):
+            raise ProtocolError(f"positions in {self._wire_format}: rows are missing, or too many")
         if rows is not None:
+            if len(rows) != len(ids):
+                raise ProtocolError(f"{len(ids)} token ids and {len(rows)} rows")
             payload = encode_rows(self._wire_format, rows)
             self._row_bytes = len(payload) // max(1, len(ids))
             self._most = rows_per_append(self._wire_format, rows.shape[1], self._limits)
