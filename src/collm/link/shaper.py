@@ -193,7 +193,8 @@ class _Pipe:
         while piece:
             try:
                 piece = self._source.recv(self._way.piece)
-                told: bytes | None = piece or None
+                # `_break` ends both ways' reading: that is no end to be passed on politely.
+                told: bytes | None = piece or (b"" if _is_broken(self._source) else None)
             except OSError:
                 piece, told = b"", b""
             if piece and self._fate is not None:
@@ -267,6 +268,11 @@ def _break(one: socket.socket) -> None:
         one.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it was not connected any more
+
+
+def _is_broken(one: socket.socket) -> bool:
+    """Whether `_break` was called on it."""
+    return one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET)) == _RESET
 
 
 def _reset(one: socket.socket) -> None:
