@@ -51,6 +51,8 @@ class Limits:
     """KV buffers grow in steps of this many positions."""
     prefill_rows: int = 128
     """Most rows in one call of a block."""
+    turn_rows: int = 32
+    """Most pending positions that a cloud runs for one session before others have their turn."""
 
     # files
     max_manifest_bytes: int = 4 * 2**20

@@ -21,7 +21,7 @@ from collm.link.base import Link, Peer
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
-from collm.runtime.stage import Stage
+from collm.runtime.stage import Stage, StageSession
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
@@ -84,9 +84,9 @@ def start(request: pytest.FixtureRequest, artifact: Artifact) -> Iterator[Callab
         yield begin
 
 
-def hello(artifact: Artifact, minor: int = 3) -> Hello:
+def hello(artifact: Artifact, minor: int = 3, resumes: str = "") -> Hello:
     return Hello(protocol_major=1, protocol_minor=minor, fingerprint=artifact.fingerprint, cut=0,
-                 wire_format="ids", software="test")  # fmt: skip
+                 wire_format="ids", software="test", resumes=resumes)  # fmt: skip
 
 
 def reference(artifact: Artifact) -> list[int]:
@@ -147,6 +147,61 @@ def test_the_same_session_is_not_two_links_at_a_time(start: Callable[..., World]
     assert until(lambda: len(world.service.sessions) == 1)
     first.close()
     second.close()
+
+
+def test_who_comes_back_is_not_counted_twice(artifact: Artifact) -> None:
+    """The old link seems up for as long as keepalive takes; a new session is one too many."""
+    limits = replace(LIMITS, max_identity_sessions=1)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    (frame,) = service.open(Peer("a", "alice")).receive(encode(hello(artifact)))
+    welcome = decode_cloud(frame, LIMITS)
+    assert isinstance(welcome, Welcome)
+    with pytest.raises(Refused, match="alice may have 1 sessions at once"):
+        list(service.open(Peer("a", "alice")).receive(encode(hello(artifact))))
+    bob = service.open(Peer("b", "bob"))
+    list(bob.receive(encode(hello(artifact))))
+    resuming = encode(hello(artifact, resumes=welcome.session_id))
+    with pytest.raises(Refused, match="bob may have 1"):
+        list(service.open(Peer("b", "bob")).receive(resuming))
+    again = service.open(Peer("a", "alice"))
+    list(again.receive(resuming))
+    attach = Attach(session_id=welcome.session_id, epoch=1, position=0)
+    assert decode_cloud(*again.receive(encode(attach)), LIMITS) == Attached(position=0)
+    assert len(service.sessions) == 2
+    bob.close()
+    again.close()
+    service.close()
+
+
+def test_a_long_prompt_keeps_nobody_waiting(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run a part a turn: others' answers come between, and its own is the same."""
+    runs = list[int]()
+    run = StageSession.run
+
+    def slow(session: StageSession, layer: int, end: int | None = None) -> None:
+        time.sleep(0.05)
+        runs.append(session.position)
+        run(session, layer, end)
+
+    long, short = [7 + n % 90 for n in range(80)], [5, 17]
+    whole = start(turn_rows=1000)
+    with whole.client() as client:
+        client.append(long, None)
+        wanted = client.verify([], Sampling())
+    monkeypatch.setattr(StageSession, "run", slow)
+    world = start(turn_rows=8)
+    with world.client() as patient, world.client() as other:
+        patient.append(long, None)
+        patient.ask(Sampling())
+        assert until(lambda: len(runs) >= 2)
+        other.append(short, None)
+        other.verify([], Sampling())
+        assert 2 <= runs.count(len(long)) <= 6 < 80 // 8, runs
+        verdict = patient.collect()
+    assert replace(verdict, cloud_seconds=0.0) == replace(wanted, cloud_seconds=0.0)
+    assert verdict.cloud_seconds >= 9 * 0.05
 
 
 def test_a_strangers_session_is_refused(artifact: Artifact) -> None:
@@ -282,7 +337,8 @@ def test_a_client_of_the_minor_version_before_works(start: Callable[..., World])
         return bytes(pb.Envelope(**body).SerializeToString())
 
     with world.dial() as link:
-        link.send(old(hello=pb.Hello(**vars(hello(world.artifact, minor=2)))))
+        words = vars(hello(world.artifact, minor=2))
+        link.send(old(hello=pb.Hello(**{name: words[name] for name in words if name != "resumes"})))
         assert isinstance(decode_cloud(link.receive(3), LIMITS), Welcome)
         link.send(old(append=pb.Append(token_ids=PROMPT, wire_format="ids")))
         sampling = pb.Sampling(top_p=1.0, repetition_penalty=1.0)

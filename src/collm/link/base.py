@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from collm.errors import CollmError
 
@@ -83,6 +83,10 @@ class Closing:
         self.close()
 
 
+NOTHING: Final = b""
+"""Yielded in place of a reply: nothing is sent, and other sessions have their turn."""
+
+
 class Conversation(Protocol):
     """The service's end of one session; its methods never run at the same time."""
 
@@ -90,7 +94,7 @@ class Conversation(Protocol):
     """What a link has to wait, after a frame or a reply, before the next."""
 
     def receive(self, frame: bytes) -> Iterator[bytes]:
-        """Take one frame and yield the replies as they are made; may compute for long.
+        """Take one frame and yield the replies as they are made, and NOTHING where it takes long.
 
         Any `CollmError` ends the session: the client gets `Service.refusal` of it. When the
         client goes away, the iterator's `close` (if it has one) is called between replies.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from collm.errors import CollmError, LinkError, LinkTimeout, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Closing, Conversation, Link, Peer, Service
+from collm.link.base import NOTHING, Closing, Conversation, Link, Peer, Service
 from collm.link.clock import VirtualClock
 
 
@@ -218,7 +218,7 @@ class _FaultyLink(Closing):
         if self._conversation is None:
             return []
         try:
-            return list(self._conversation.receive(frame))
+            return [reply for reply in self._conversation.receive(frame) if reply != NOTHING]
         except CollmError as error:
             conversation, self._conversation = self._conversation, None
             conversation.close()

@@ -22,7 +22,7 @@ from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import is_loopback, parse_address
-from collm.link.base import Peer, Service
+from collm.link.base import NOTHING, Peer, Service
 from collm.link.credentials import ServerSecurity, read_pem
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
@@ -186,8 +186,9 @@ class Server:
             while (frame := await self._read(context)) is not None:
                 reply = await asyncio.wrap_future(turns.begin(frame))
                 while reply is not None:
-                    await self._write(context, reply)
-                    await self._pause(turns)
+                    if reply != NOTHING:
+                        await self._write(context, reply)
+                        await self._pause(turns)
                     self._check_running()
                     reply = await asyncio.wrap_future(turns.advance())
                 await self._pause(turns)

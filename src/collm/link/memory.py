@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from collm.errors import LinkError, LinkTimeout
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
-from collm.link.base import Closing, Link, Peer, Service
+from collm.link.base import NOTHING, Closing, Link, Peer, Service
 from collm.link.frames import FrameQueue
 from collm.link.turns import Turns, refusal_frame
 
@@ -70,8 +70,9 @@ class MemoryCloud(Closing):
             while (frame := self._next_frame(link)) is not None:
                 reply = turns.begin(frame).result()
                 while reply is not None and not link.gone.is_set():
-                    link.down.put(reply, self._limits.send_seconds)
-                    link.gone.wait(turns.pause_seconds)
+                    if reply != NOTHING:
+                        link.down.put(reply, self._limits.send_seconds)
+                        link.gone.wait(turns.pause_seconds)
                     reply = turns.advance().result()
                 link.gone.wait(turns.pause_seconds)
         except Exception as error:  # noqa: BLE001 - reported by `_refuse`

@@ -188,15 +188,16 @@ class StageSession:
         self._rows[self._bounds[0]].append(rows)
         self.position += len(rows)
 
-    def run(self, layer: int) -> None:
-        """Run every pending position up to the boundary `layer`."""
+    def run(self, layer: int, end: int | None = None) -> None:
+        """Run pending positions up to the boundary `layer`: those before `end`, by default all."""
+        end = self.position if end is None else min(end, self.position)
         for i, chain in enumerate(self._chains):
             if self._bounds[i] >= layer:
                 break
-            pending = self._rows[self._bounds[i]].take(self._done[i], self.position)
+            pending = self._rows[self._bounds[i]].take(self._done[i], max(end, self._done[i]))
             if len(pending):
                 made = self._run_chain(chain, self._caches[i], pending, self._done[i])
-                self._done[i] = self.position
+                self._done[i] = end
                 self._rows[self._bounds[i + 1]].append(made)
                 self._forget(self._bounds[i], self._done[i])
 
@@ -216,12 +217,14 @@ class StageSession:
         row: F32 = self._rows[layer].take(self.position - 1, self.position)[0].copy()
         return row
 
+    def run_to(self, layer: int) -> int:
+        """How many positions have been run up to the boundary `layer`."""
+        ends = zip(self._done, self._bounds[1:], strict=True)
+        return min((done for done, end in ends if end <= layer), default=self.position)
+
     def pending_at(self, cut: int) -> int:
         """Positions that asking the exit at `cut` would have to catch up on, at least 1."""
-        behind = [
-            done for done, end in zip(self._done, self._bounds[1:], strict=True) if end <= cut
-        ]
-        rows = self.position - min(behind, default=self.position)
+        rows = self.position - self.run_to(cut)
         return max(1, rows, self._exits[cut].pending(self.position))
 
     def exit_at(self, cut: int) -> ExitResult:

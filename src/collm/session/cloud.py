@@ -11,11 +11,12 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Final
 
 from collm import __version__, metrics
 from collm.errors import CollmError, ProtocolError, Refused
 from collm.limits import Limits
-from collm.link.base import Peer
+from collm.link.base import NOTHING, Peer
 from collm.runtime.stage import Stage
 from collm.session.held import HeldSession
 from collm.session.quotas import Quotas
@@ -42,6 +43,9 @@ from collm.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
+
+_END: Final = Bye()
+"""After the last reply."""
 
 
 class CloudService:
@@ -137,11 +141,14 @@ class CloudConversation:
                         break
                     self._service.sessions.used(self._id)
                     started = time.perf_counter()
-                    reply = next(replies, None)
+                    reply = next(replies, _END)
                     seconds = time.perf_counter() - started
-                if reply is None:
+                if isinstance(reply, Bye):
                     return
                 metrics.TURN_SECONDS.labels(kind).observe(seconds)
+                if reply is None:
+                    yield NOTHING
+                    continue
                 tokens = _count(reply)
                 self.pause_seconds = max(self.pause_seconds, self._charge(tokens=tokens))
                 yield encode(reply)
@@ -169,7 +176,7 @@ class CloudConversation:
         )
         held = HeldSession(stage, service.limits, hello, self._peer.identity, service.self_draft)
         self._id = uuid.uuid4().hex
-        service.sessions.enter(self._id, held)
+        service.sessions.enter(self._id, held, hello.resumes)
         self._held, self._minor = held, hello.protocol_minor
         self._log(f"session from cut {hello.cut}, {hello.wire_format}, {hello.software[:40]}")
         return Welcome(

@@ -15,6 +15,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final, Protocol
 
 from collm import metrics
@@ -206,9 +207,8 @@ class Connection:
             pause = max(pause, random.uniform(0.5, 1.0) * most)
             pause = min(pause, self._limits.redial_longest_seconds)
         self._breaks += 1
-        self._redial = _Redial(
-            self._dial, self._link, self._hello, self._limits, pause, self._clock
-        )
+        hello = replace(self._hello, resumes=self.welcome.session_id)
+        self._redial = _Redial(self._dial, self._link, hello, self._limits, pause, self._clock)
         self._link = None
         self._attaching, self._attached_as = False, None
 

@@ -98,17 +98,24 @@ class HeldSession:
             more = min(message.max_tokens, self._limits.kv_step)
         return self._session.bytes_with(min(more, self.max_positions - self._session.position))
 
-    def answer(self, message: Said) -> Generator[CloudMessage, None, None]:
-        """Take a message, yield the replies as they are made."""
+    def answer(self, message: Said) -> Generator[CloudMessage | None, None, None]:
+        """Take a message, yield the replies as they are made; None where others may have a turn."""
         session = self._session
         if isinstance(message, Append):
             self._append(session, message)
+            if message.settled:
+                yield from self._run(session, session.position)
+                session.run(self._stage.layers.stop)
         elif isinstance(message, Verify):
             if message.epoch < self._epoch:
                 return  # sent before the client could know that an earlier verdict cropped the text
-            yield self._verify(session, message)
+            self._check_draft(session, message)
+            seconds = yield from self._run(session, message.base)
+            yield self._verify(session, message, seconds)
         elif isinstance(message, Score):
-            yield self._score(session, message)
+            self._check_draft(session, message)
+            seconds = yield from self._run(session, message.base)
+            yield self._score(session, message, seconds)
         elif isinstance(message, Generate):
             yield from self._generate(session, message)
         else:
@@ -157,12 +164,23 @@ class HeldSession:
         else:
             session.append_hidden(message.rows[-len(ids) :])
         self._ids.extend(ids)
-        if message.settled:
-            session.run(self._stage.layers.stop)
 
-    def _verify(self, session: StageSession, message: Verify) -> Verdict:
-        self._check_draft(session, message)
-        started = time.perf_counter()
+    def _run(self, session: StageSession, end: int) -> Generator[None, None, float]:
+        """Run what is pending before `end`, a part a turn: a long prompt keeps nobody waiting.
+
+        The last part is left for the turn that answers. Returns the seconds it took.
+        """
+        last, most, seconds = self._stage.layers.stop, self._limits.turn_rows, 0.0
+        while (begin := session.run_to(last)) + most < end:
+            started = time.perf_counter()
+            session.run(last, begin + most)
+            seconds += time.perf_counter() - started
+            yield None
+        return seconds
+
+    def _verify(self, session: StageSession, message: Verify, seconds: float) -> Verdict:
+        """seconds: what has been run for it took."""
+        started = time.perf_counter() - seconds
         position = message.base + 1
         made = self._judge(session, message, position)
         accepted, (token, logprob) = len(made) - 1, made[-1]
@@ -197,9 +215,9 @@ class HeldSession:
             made += judge(logits, draft, message.sampling, position + 1, seen)
         return made
 
-    def _score(self, session: StageSession, message: Score) -> Scored:
-        self._check_draft(session, message)
-        started = time.perf_counter()
+    def _score(self, session: StageSession, message: Score, seconds: float) -> Scored:
+        """As `_verify`."""
+        started = time.perf_counter() - seconds
         logprobs, ranks, best_ids, best_logprobs = [], [], [], []
         hidden_states = session.hidden_at(self._stage.layers.stop, message.base)
         most = self._limits.prefill_rows  # logits are large: never all of a long draft's at once
@@ -226,14 +244,15 @@ class HeldSession:
             cloud_seconds=time.perf_counter() - started,
         )
 
-    def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage]:
+    def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage | None]:
         self._check(session, message.epoch, message.base)
         if self.wire_format != "ids":
             raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
         how = None if self._has_drafted else self._self_draft
         self._has_drafted = how is not None or self._has_drafted
         self._take(session.position - 1)
-        for reply in generate(session, self._ids, message, how):
+        seconds = yield from self._run(session, session.position - 1)
+        for reply in generate(session, self._ids, message, how, seconds):
             self._take(session.position - 1)
             yield reply
 

@@ -72,13 +72,18 @@ def self_draft(
 
 
 def generate(
-    session: StageSession, ids: list[int], message: Generate, how: SelfDraft | None
+    session: StageSession,
+    ids: list[int],
+    message: Generate,
+    how: SelfDraft | None,
+    spent: float = 0.0,
 ) -> Iterator[Token | Finished]:
     """Answer a Generate, with drafts if told how.
 
     ids: those of the session's positions; both go on with the text. Between replies they hold
     nothing that may still be taken back, and the rows from the last position on may be asked for.
-    Drafting needs a session whose exits were not asked yet.
+    Drafting needs a session whose exits were not asked yet. spent: seconds that the text before
+    the answer has taken already; the first token tells of them.
     """
     drafts = _Drafts(session, ids, message, how) if how is not None else None
     seen = set(ids)
@@ -94,7 +99,7 @@ def generate(
             del ids[session.position :]
         if drafts:
             drafts.settle(made)
-        seconds = time.perf_counter() - started
+        seconds, spent = spent + time.perf_counter() - started, 0.0
         for position, (token, logprob) in enumerate(made, known):
             yield Token(
                 epoch=message.epoch,

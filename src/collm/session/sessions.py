@@ -58,14 +58,19 @@ class Sessions:
         with self._changed:
             return sum(entry.granted for entry in self._entries.values())
 
-    def enter(self, name: str, held: HeldSession) -> None:
-        """Let a new session in. Raises Refused where those at work leave no room."""
+    def enter(self, name: str, held: HeldSession, resumes: str = "") -> None:
+        """Let a new session in. Raises Refused where those at work leave no room.
+
+        resumes: the session that its client is about to attach, whose old link may seem up.
+        """
         with self._changed:
             most = self._limits.max_identity_sessions
-            theirs = sum(
-                e.held.identity == held.identity and e.left_at is None
-                for e in self._entries.values()
-            )
+            others = [
+                e
+                for its_name, e in self._entries.items()
+                if its_name != resumes or e.held.identity != held.identity
+            ]
+            theirs = sum(e.held.identity == held.identity and e.left_at is None for e in others)
             if most and theirs >= most:
                 seconds = self._limits.retry_seconds
                 raise Refused(
@@ -78,7 +83,7 @@ class Sessions:
             now = time.monotonic()
             at_work = sum(
                 max(entry.granted, least)
-                for entry in self._entries.values()
+                for entry in others
                 if now - entry.used_at < self._limits.work_seconds
             )
             if at_work + least > self._limits.max_kv_bytes:

@@ -146,6 +146,7 @@ def _hello(body: pb.Hello, limits: Limits) -> Hello:
         # Whether the format is known is for the handshake to say: it can answer with a reason.
         wire_format=checks.text("wire format", body.wire_format, limits),
         software=checks.text("software", body.software, limits),
+        resumes=checks.text("session", body.resumes, limits),
     )
 
 

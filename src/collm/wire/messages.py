@@ -54,6 +54,8 @@ class Hello:
     """First layer the cloud runs; 0 means that only token ids travel."""
     wire_format: str
     software: str
+    resumes: str = ""
+    """The session that will be attached: the cloud does not count it as another one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -66,20 +66,22 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_major", "protocol_minor", "fingerprint", "cut", "wire_format", "software")
+    __slots__ = ("protocol_major", "protocol_minor", "fingerprint", "cut", "wire_format", "software", "resumes")
     PROTOCOL_MAJOR_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     WIRE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     protocol_major: int
     protocol_minor: int
     fingerprint: str
     cut: int
     wire_format: str
     software: str
-    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+    resumes: str
+    def __init__(self, protocol_major: _Optional[int] = ..., protocol_minor: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ..., software: _Optional[str] = ..., resumes: _Optional[str] = ...) -> None: ...
 
 class Append(_message.Message):
     __slots__ = ("epoch", "base", "token_ids", "wire_format", "rows", "settled")
