@@ -36,7 +36,14 @@ demo: $(STAMPS)/base $(STAMPS)/model ## Share the embedded model between an edge
 	@$(BIN)/collm demo
 
 test: $(STAMPS)/dev $(STAMPS)/model ## Run every test: unit, contract, fuzz, end to end
+ifeq ($(strip $(ARGS)),)
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not timed" || status=1; \
+	$(BIN)/python -m pytest -m "timed and not slow" || status=1; \
+	exit $$status
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 exact: $(STAMPS)/dev $(STAMPS)/model ## Compare verified, cloud and whole text token by token: 20 prompts, long (half an hour)
 	@$(BIN)/python -m pytest tests/e2e/test_exact.py -m slow -x -v $(ARGS)

@@ -14,6 +14,7 @@
         ├── CorruptFrame          bytes changed on their way
         ├── Unreachable           nobody answers there
         ├── LinkTimeout           an answer did not come within its deadline
+        │   └── CloudAway           there is no link just now; another one is looked for
         └── Refused               the other side said no, with a reason
 
 A message is one line: what was given, what was expected, what to do.
@@ -68,6 +69,10 @@ class Unreachable(LinkError):
 
 class LinkTimeout(LinkError):
     """An answer did not come within its deadline."""
+
+
+class CloudAway(LinkTimeout):
+    """There is no link at the moment, and another one is looked for."""
 
 
 class Refused(LinkError):

@@ -32,7 +32,7 @@ IS_FULL = SECONDS > 60
 TRIPS = 3000 if IS_FULL else 600
 REQUEST = b"x" * 200
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timed]
 
 _STUB = """
 import asyncio, resource, sys

@@ -37,7 +37,7 @@ if KILLS < 2:
     COMBINATIONS = [("greedy", "f32"), ("sampled", "f16"), ("greedy", "int8")]
 PROMPT = "Why is the sky blue, and the sunset red?"
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timed]
 
 
 class Cloud:

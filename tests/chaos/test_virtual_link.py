@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tests.support import random_artifact
 
-from collm.config import Generation, Sampling
+from collm.config import Generation, Refinement, Sampling
 from collm.errors import LinkError
 from collm.limits import Limits
 from collm.link.clock import VirtualClock
@@ -51,8 +51,8 @@ ANSWERS = {
     "ahead": ("verified", 2, "f16", Generation(threshold=0.05, draft=6, ahead=0.0)),
     "ids alone": ("verified", 0, "f32", Generation()),
     "cloud": ("cloud", 0, "f32", Generation(sampling=WARM)),
-    "threshold": ("threshold", 2, "f16", Generation(threshold=0.05)),
-    "refine": ("refine", 2, "f32", Generation()),
+    "threshold": ("threshold", 2, "f16", Generation(threshold=0.1)),  # a third from the cloud
+    "refine": ("refine", 2, "f32", Generation(refinement=Refinement(segment=8))),
 }
 
 
@@ -126,7 +126,8 @@ def test_a_run_is_its_seeds(world: World) -> None:
     assert (first.reconnects, first.bytes_up) == (again.reconnects, again.bytes_up)
 
 
-WAITING = ("ids alone", "cloud", "refine")
+WAITING = ("ids alone", "cloud")
+WRITING = ("verified", "sampled", "ahead", "threshold", "refine")
 """Kinds of answers that cannot go on without a cloud."""
 
 
@@ -156,7 +157,7 @@ def test_a_cloud_that_stays_away_is_waited_for_until_the_deadline(
     assert world.clock.now() - asked_at[-1] <= 1.1 * limits.resume_seconds + limits.connect_seconds
 
 
-@pytest.mark.parametrize("name", ["verified", "sampled", "ahead"])
+@pytest.mark.parametrize("name", WRITING)
 @pytest.mark.parametrize("after", [1, 3, 9])
 def test_without_the_cloud_the_exits_end_the_answer_and_say_so(
     artifact: Artifact, stage: Stage, name: str, after: int
@@ -177,13 +178,19 @@ def test_without_the_cloud_the_exits_end_the_answer_and_say_so(
     assert any(piece.preview for piece in pieces)
 
 
-@pytest.mark.parametrize("name", ["verified", "sampled", "ahead"])
-@pytest.mark.parametrize("threshold", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [
+        *((name, bold) for name in ("verified", "sampled", "ahead") for bold in (0.0, 0.05, 1.0)),
+        *(("threshold", bold) for bold in (0.07, 0.1, 0.15, 1.0)),
+        ("refine", 0.6),
+    ],
+)
 def test_offline_for_the_middle_third_the_text_is_corrected(
     artifact: Artifact, stage: Stage, name: str, threshold: float
 ) -> None:
     world = World(artifact, stage)
-    wanted = world.answer(name, Faults(), 0).token_ids
+    wanted = world.begin(name, Faults(), 0, threshold=threshold).finish().token_ids
     answer = world.begin(name, Faults(), 0, threshold=threshold)
     certain: list[int] = []
     previews: list[int] = []

@@ -31,6 +31,8 @@ from collm.wire.codec import ROW_FORMATS, cast_rows
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Scored, Verdict
 
+pytestmark = pytest.mark.timed
+
 LIMITS = Limits(connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16)
 PROMPT = [5, 17, 42, 99, 7, 250, 31]
 GREEDY = Sampling()

@@ -27,6 +27,8 @@ from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
 
+pytestmark = pytest.mark.timed
+
 PLAIN = LinkShape(name="plain", delay_seconds=0.0)
 LIMITS = Limits(connect_seconds=2.0, verdict_seconds=3.0, linger_seconds=0.1, kv_step=16,
                 keepalive_seconds=10.0, keepalive_timeout_seconds=1.0)  # fmt: skip

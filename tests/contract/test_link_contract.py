@@ -19,6 +19,8 @@ from collm.link.delayed import DelayedLink
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud, connect_memory
 
+pytestmark = pytest.mark.timed
+
 LIMITS = Limits(
     connect_seconds=3.0,
     linger_seconds=0.1,

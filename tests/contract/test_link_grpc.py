@@ -22,6 +22,8 @@ from collm.link.address import parse_address
 from collm.link.background import BackgroundServer
 from collm.link.grpc_client import connect
 
+pytestmark = pytest.mark.timed
+
 LIMITS = Limits(connect_seconds=3.0, linger_seconds=0.1, shutdown_seconds=1.0)
 WAIT = 3.0
 

@@ -179,6 +179,7 @@ def test_lookup_drafts_leave_the_text_alone(tmp_path: Path) -> None:
     assert looked_up.rounds <= plain.rounds
 
 
+@pytest.mark.timed
 def test_a_deadline_is_kept_when_the_cloud_is_late(world: World) -> None:
     slow = Edge(
         world.artifact,

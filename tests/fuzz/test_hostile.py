@@ -23,6 +23,8 @@ from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Append, Hello, Verdict, Verify
 from collm.wire.seal import sealed
 
+pytestmark = pytest.mark.timed
+
 MESSAGES = int(os.environ.get("COLLM_FUZZ_MESSAGES", "10000"))
 LIMITS = Limits(max_message_bytes=65_536, kv_step=16, detached_seconds=0.0, max_kv_bytes=2**26)
 

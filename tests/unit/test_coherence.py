@@ -205,6 +205,7 @@ def test_going_back_very_far_forgets_states_but_nothing_else() -> None:
 # --------------------------------------------------------------------------------- the cost
 
 
+@pytest.mark.timed
 def test_a_token_costs_little_however_long_the_text() -> None:
     """About 40 µs at 576 dimensions; the bound leaves room for a busy machine."""
     random = np.random.default_rng(0)

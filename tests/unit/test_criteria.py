@@ -390,6 +390,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.timed
 def test_deciding_is_cheap(name: str) -> None:
     """Far under 50 µs; the bound leaves room for a busy machine."""
     rule = criterion(EXAMPLES.get(name, f"{name}:0.6"))

@@ -14,6 +14,8 @@ from collm.limits import Limits
 from collm.link.delayed import DelayedLink
 from collm.link.memory import connect_memory
 
+pytestmark = pytest.mark.timed
+
 LIMITS = Limits(linger_seconds=0.1, send_seconds=0.2, shutdown_seconds=2.0)
 WAIT = 3.0
 

@@ -101,6 +101,7 @@ def test_network_decides_as_its_scores_and_the_bias_moves_it() -> None:
     assert decision.reading.cut == 10
 
 
+@pytest.mark.timed
 def test_deciding_takes_microseconds() -> None:
     seen = Observation(readings(4), Coherence(tokens=40))
     for policy in (LearnedPolicy(network(), CUTS), LinUcb(CUTS, WIDTH)):

@@ -127,6 +127,7 @@ def test_only_proposals_teach() -> None:
 # ---------------------------------------------------------------------------------- the cost
 
 
+@pytest.mark.timed
 def test_a_token_costs_little_however_long_the_text() -> None:
     """About 10 µs; the bound leaves room for a busy machine."""
     source = random.Random(0)

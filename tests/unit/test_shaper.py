@@ -15,6 +15,8 @@ from collm.errors import LinkError, UsageError
 from collm.link.shaper import LinkShaper
 from collm.link.shapes import NAMED_LINKS, LinkShape, parse_link, parse_rate, parse_seconds
 
+pytestmark = pytest.mark.timed
+
 
 @contextmanager
 def server() -> Iterator[tuple[str, list[socket.socket]]]:

@@ -83,7 +83,11 @@ class Closing:
         self.close()
 
 
-NOTHING: Final = b""
+class _Nothing(bytes):
+    """No frame; an empty one is one."""
+
+
+NOTHING: Final = _Nothing()
 """Yielded in place of a reply: nothing is sent, and other sessions have their turn."""
 
 

@@ -218,7 +218,7 @@ class _FaultyLink(Closing):
         if self._conversation is None:
             return []
         try:
-            return [reply for reply in self._conversation.receive(frame) if reply != NOTHING]
+            return [reply for reply in self._conversation.receive(frame) if reply is not NOTHING]
         except CollmError as error:
             conversation, self._conversation = self._conversation, None
             conversation.close()

@@ -186,7 +186,7 @@ class Server:
             while (frame := await self._read(context)) is not None:
                 reply = await asyncio.wrap_future(turns.begin(frame))
                 while reply is not None:
-                    if reply != NOTHING:
+                    if reply is not NOTHING:
                         await self._write(context, reply)
                         await self._pause(turns)
                     self._check_running()

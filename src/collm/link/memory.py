@@ -70,7 +70,7 @@ class MemoryCloud(Closing):
             while (frame := self._next_frame(link)) is not None:
                 reply = turns.begin(frame).result()
                 while reply is not None and not link.gone.is_set():
-                    if reply != NOTHING:
+                    if reply is not NOTHING:
                         link.down.put(reply, self._limits.send_seconds)
                         link.gone.wait(turns.pause_seconds)
                     reply = turns.advance().result()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from collm import __version__, metrics
 from collm.config import Sampling
-from collm.errors import LinkTimeout, ProtocolError
+from collm.errors import CloudAway, LinkTimeout, ProtocolError
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
@@ -159,8 +159,10 @@ class CloudClient(Closing):
         while self._at.questions:
             try:
                 verdict, _ = self._next_verdict(None if wait else 0.0, while_up=while_up)
+            except CloudAway:
+                return None
             except LinkTimeout:
-                if wait and not self.connection.is_down:
+                if wait:
                     raise
                 return None
             if verdict is not None:
@@ -172,17 +174,18 @@ class CloudClient(Closing):
         """Questions whose verdicts have not been received, nor can be foretold."""
         return sum(not one.void for one in self._at.questions)
 
-    def collect(self, timeout: float | None = None) -> Verdict:
+    def collect(self, timeout: float | None = None, *, while_up: bool = False) -> Verdict:
         """The verdict on the newest question. Older ones that come first are kept for `late`.
 
-        Raises LinkTimeout as `verify` does, ValueError when nothing was asked.
+        Raises LinkTimeout as `verify` does, ValueError when nothing was asked. while_up: raises
+        CloudAway while there is no link; the question stays asked.
         """
         if not self._at.questions:
             raise ValueError("no question is outstanding; ask first")
         given_up_at = None if timeout is None else self._clock.now() + timeout
         while True:
             left = None if given_up_at is None else max(0.0, given_up_at - self._clock.now())
-            verdict, seconds = self._next_verdict(left)
+            verdict, seconds = self._next_verdict(left, while_up=while_up)
             if verdict is None:
                 continue
             if not self._at.questions:
@@ -205,10 +208,11 @@ class CloudClient(Closing):
         self._late.clear()
         return taken
 
-    def score(self, draft: Sequence[int]) -> Scored:
+    def score(self, draft: Sequence[int], *, while_up: bool = False) -> Scored:
         """The full model's view of the last len(draft) appended positions; crops nothing.
 
         Waits for at most `limits.verdict_seconds`; the session is of no use after a LinkTimeout.
+        while_up: raises CloudAway while there is no link; ask again then.
         """
         self._check_settled()
         base = self.sent - len(draft) - 1
@@ -216,7 +220,7 @@ class CloudClient(Closing):
         with self._requesting(lambda: frame):
             self._count(len(draft) + 1)
             self._catch_up()
-            scored = self._expect(Scored)
+            scored = self._expect(Scored, while_up=while_up)
         self._at.keep = base
         if (scored.epoch, scored.base) != (self._at.epoch, base) or len(scored.ranks) != len(draft):
             raise ProtocolError("the cloud's scores are not about this draft")

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from collm import metrics
-from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
+from collm.errors import CloudAway, LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
 from collm.limits import Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
@@ -128,8 +128,8 @@ class Connection:
     def receive(self, timeout: float | None, *, while_up: bool = False) -> CloudMessage:
         """The next message that is an answer. Raises LinkTimeout after `timeout` seconds.
 
-        None: after `limits.verdict_seconds`, which begin anew with every link. while_up: at once
-        while there is no link.
+        None: after `limits.verdict_seconds`, which begin anew with every link. while_up: raises
+        CloudAway at once while there is no link.
         Raises Unreachable when no cloud was found within `limits.resume_seconds` of a break.
         """
         seconds = self._limits.verdict_seconds if timeout is None else timeout
@@ -213,7 +213,7 @@ class Connection:
         self._attaching, self._attached_as = False, None
 
     def _take_link(self, redial: _Redial, left: float) -> None:
-        """Attach to the cloud that was found. Raises LinkTimeout where none is yet."""
+        """Attach to the cloud that was found. Raises CloudAway where none is yet."""
         assert self._given_up_at is not None  # set by the break
         until = self._given_up_at - self._clock.now()
         found = redial.wait(max(0.0, min(left, until)))
@@ -223,7 +223,7 @@ class Connection:
                 raise Unreachable(
                     f"no cloud for {self._limits.resume_seconds:g} s: {redial.last_error}"
                 )
-            raise LinkTimeout(f"no cloud yet: {redial.last_error}")
+            raise CloudAway(f"no cloud yet: {redial.last_error}")
         self._redial = None
         self._link, welcome = found
         self.reconnects += 1

@@ -259,7 +259,7 @@ class Answer:
                 if token is None:
                     break
                 if isinstance(token, Preview):
-                    yield self._preview(token.token)
+                    yield self._preview(token)
                     continue
                 self._compare(token)
                 now = time.perf_counter()
@@ -285,11 +285,14 @@ class Answer:
             tokens.close()
             account.wall_seconds = time.perf_counter() - started
 
-    def _preview(self, token: EmittedToken) -> Piece:
-        """A token that is shown, and not part of the answer yet."""
-        self.account.previewed += 1
-        self._shown.append(token.token_id)
-        ids = [*self.account.token_ids, *self._shown]
+    def _preview(self, made: Preview) -> Piece:
+        """A token that is shown, perhaps again, and not part of the answer yet."""
+        certain, token = self.account.token_ids, made.token
+        at = made.index - len(certain)
+        if at == len(self._shown):
+            self.account.previewed += 1
+            self._shown.append(token.token_id)
+        ids = [*certain, *self._shown[:at], token.token_id]
         before, after = self._decode(ids[:-1]), self._decode(ids)
         return Piece(token=token, text=after[len(before) :], preview=True)
 

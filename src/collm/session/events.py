@@ -27,6 +27,8 @@ class Preview:
     """A token written while no cloud could be asked; once one is back, the certain one follows."""
 
     token: EmittedToken
+    index: int
+    """Of the answer's tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,9 @@ coherence: `policy.refinement`) stay; the first that does not is replaced by the
 choice, and the edge writes the rest of the segment anew. After `Refinement.passes` corrections the
 segment stays as it is. Only what changed is scored again.
 
+While no cloud can be reached the segment is shown as a preview; where none comes back the rest is
+the exits', marked provisional.
+
 Tokens appear a segment at a time. The text is near the full model's, not equal to it: a bad token
 is mended where it stands, a token that is merely different is left alone. Where nothing but the
 full model's own choice stands (rank 1) and passes do not run out, the text is the full model's,
@@ -15,14 +18,15 @@ bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
+from collm.errors import CloudAway, Unreachable
 from collm.policy.refinement import ScoredToken, first_fallen
 from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
 from collm.session.drafter import Drafter
-from collm.session.events import EmittedToken, Pass
+from collm.session.events import EmittedToken, Pass, Preview
 from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
 from collm.session.run import Run
 from collm.wire.messages import Scored
@@ -50,8 +54,8 @@ def refine(run: Run) -> Tokens:
         first_logprobs: list[float] = []
         logprobs: list[float] = []
         while run.remaining > 0:
-            written = segment.write_and_mend(first_logprobs)
-            logprobs += [one.logprob for one in written]
+            written = yield from segment.write_and_mend(first_logprobs)
+            logprobs += [one.logprob for one in written if not one.token.provisional]
             run.count(client)
             account = run.account
             account.coherence = drafter.tracker.read()
@@ -73,8 +77,12 @@ class _Segment:
         self._client = client
         self._drafter = drafter
         self._cut = cut
+        self._is_given_up = False
+        """Whether no cloud has come back for too long."""
 
-    def write_and_mend(self, first_logprobs: list[float]) -> list[_Written]:
+    def write_and_mend(
+        self, first_logprobs: list[float]
+    ) -> Generator[Preview, None, list[_Written]]:
         """The next segment; adds the log-probabilities of what was written first."""
         run, rules = self._run, self._run.generation.refinement
         length = min(rules.segment, run.remaining)
@@ -83,8 +91,12 @@ class _Segment:
         fixed = 0  # tokens of the segment that are settled
         for turn in range(rules.passes + 1):
             self._write(written, length)
-            scored = self._score(start + fixed)
             fresh = written[fixed:]
+            scored = yield from self._score(start + fixed, [one.token for one in fresh])
+            if scored is None:
+                for one in fresh:
+                    one.token = replace(one.token, provisional=True)
+                break
             for one, logprob in zip(fresh, scored.logprobs, strict=True):
                 one.logprob = logprob
             if turn == 0:
@@ -137,13 +149,29 @@ class _Segment:
                 if reading.token_id in run.stop_ids:
                     return
 
-    def _score(self, first: int) -> Scored:
-        """One pass of the full model over positions [first, end)."""
-        run, client = self._run, self._client
+    def _score(
+        self, first: int, tokens: Sequence[EmittedToken]
+    ) -> Generator[Preview, None, Scored | None]:
+        """One pass of the full model over positions [first, end), which hold these tokens.
+
+        None where there is no cloud any more.
+        """
+        run, client, scored, is_shown = self._run, self._client, None, False
+        if self._is_given_up:
+            return None
         with run.at_edge():
             rows = self._session.hidden_at(self._cut, client.sent)
         client.append(run.ids[client.sent :], rows if self._cut else None)
-        scored = client.score(run.ids[first:])
+        while scored is None:
+            try:
+                scored = client.score(run.ids[first:], while_up=not is_shown)
+            except CloudAway:
+                is_shown = True
+                for index, token in enumerate(tokens, first - run.account.prompt_tokens):
+                    yield Preview(replace(token, provisional=True), index)
+            except Unreachable:
+                self._is_given_up = True
+                return None
         run.account.rounds += 1
         run.account.drafted += len(run.ids) - first
         run.account.cloud_seconds += scored.cloud_seconds

@@ -8,19 +8,25 @@ The text is the exits' and the full model's mixed: what that costs, `collm eval 
 With a deadline the cloud is asked where it usually answers in time, and no token waits for it
 longer than there is time: it is then the best exit's, named `deadline`. An answer that comes
 later still tells how long the cloud takes.
+
+While no cloud can be reached the exits write on, shown as previews; the text is made anew from
+there when one is back. Where none comes back the rest is the exits', marked provisional.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 
-from collm.errors import LinkTimeout
+from collm.errors import CloudAway, LinkTimeout, Unreachable
 from collm.policy.criteria import DEADLINE
 from collm.policy.observation import most_confident
 from collm.session.client import CloudClient
-from collm.session.modes import FULL_MODEL, Tokens, stage_of
+from collm.session.events import Preview
+from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
+from collm.session.offline import Offline
 from collm.session.run import Run
 from collm.wire.messages import Verdict
 
@@ -43,6 +49,7 @@ def threshold(run: Run) -> Tokens:
         session.append_ids(run.ids)
         drafter = run.drafter(session)
         cloud = _Cloud(run, client, upload)
+        offline = Offline(run, session, drafter, client.connection)
         with run.at_edge():
             if first_cut <= run.exits[0]:
                 upload()
@@ -60,13 +67,16 @@ def threshold(run: Run) -> Tokens:
                     run.ids, due=run.due, cloud_seconds=cloud.seconds, upload=upload
                 )
             assert guess.seen is not None  # the edge refuses to start without exits
-            made = guess.decision
-            if made is not None:
-                token = run.emit_reading(made.reading, made.by)
-            elif (verdict := cloud.finish()) is not None:
+            made, verdict = guess.decision, None
+            if made is None:
+                verdict = yield from cloud.finish(partial(offline.previews, guess))
+            if verdict is not None:
                 drafter.learn(guess, verdict.next_token)
                 probability = math.exp(verdict.logprob)
                 token = run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
+            elif made is not None or cloud.is_given_up:
+                made = answer_of(guess)
+                token = run.emit_reading(made.reading, made.by, provisional=cloud.is_given_up)
             else:
                 token = run.emit_reading(most_confident(guess.seen.readings), DEADLINE)
             run.account.degraded += token.by == DEADLINE
@@ -77,6 +87,7 @@ def threshold(run: Run) -> Tokens:
             run.count(client)
             run.account.coherence = drafter.tracker.read()
             yield token
+            offline.settled()
             if token.by == DEADLINE:
                 cloud.was_too_slow()
     run.count(client)
@@ -95,31 +106,47 @@ class _Cloud:
         """Positions that the cloud has run, or will have with the question under way."""
         self._rows = 0
         """Those that it runs for the last question."""
+        self.is_given_up = False
+        """Whether no cloud has come back for too long."""
 
     @property
     def seconds(self) -> float:
         """What asking takes, once the cloud has caught up."""
         self._hear_late()
-        return self._run.costs.cloud.seconds
+        return math.inf if self.is_given_up else self._run.costs.cloud.seconds
 
-    def finish(self) -> Verdict | None:
-        """The full model's next token; None where it does not come in time."""
+    def finish(
+        self, write_on: Callable[[], Generator[Preview, None, bool]]
+    ) -> Generator[Preview, None, Verdict | None]:
+        """The full model's next token; None where it does not come in time, or at all.
+
+        write_on: what to do while there is no cloud; says whether it could go on with that.
+        """
         self._hear_late()
         self._upload()
-        while True:
+        timed, waits = self._run.due < math.inf, False
+        while not self.is_given_up:
             if not self._client.outstanding:
                 self._ask()
-            timed = self._run.due < math.inf
             left = self._run.due - time.perf_counter() - _SLACK_SECONDS
             try:
-                verdict = self._client.collect(max(0.0, left) if timed else None)
-            except LinkTimeout:
+                verdict = self._client.collect(
+                    max(0.0, left) if timed else None, while_up=not timed and not waits
+                )
+            except LinkTimeout as error:
                 if timed:
                     return None
-                raise
+                if not isinstance(error, CloudAway):
+                    raise
+                waits = not (yield from write_on())
+                continue
+            except Unreachable:
+                self.is_given_up = True
+                break
             self._heard(verdict, time.perf_counter() - self._asked_at)
             if verdict.base == self._client.sent - 1:
                 return verdict  # else it is the answer to an earlier question, given up then
+        return None
 
     def was_too_slow(self) -> None:
         """A token did without the cloud; now and then see whether it has become faster."""
@@ -141,7 +168,14 @@ class _Cloud:
         self._client.ask(self._run.generation.sampling)
 
     def _hear_late(self) -> None:
-        for verdict, seconds in self._client.late():
+        if self.is_given_up:
+            return
+        try:
+            late = self._client.late()
+        except Unreachable:
+            self.is_given_up = True
+            return
+        for verdict, seconds in late:
             self._heard(verdict, seconds)
 
     def _heard(self, verdict: Verdict, seconds: float) -> None:

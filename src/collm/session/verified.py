@@ -24,6 +24,7 @@ from collm.session.client import CloudClient
 from collm.session.drafter import Drafter, Guess
 from collm.session.events import EmittedToken, Preview
 from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
+from collm.session.offline import preview
 from collm.session.run import Run
 from collm.wire.messages import Verdict
 
@@ -182,15 +183,7 @@ class _Draft:
         for position in range(max(self.shown, self.settled), len(self.run.ids)):
             made = self._answer_at(position)
             self.shown = position + 1
-            yield Preview(
-                EmittedToken(
-                    token_id=made.reading.token_id,
-                    source=made.reading.source,
-                    confidence=made.reading.confidence,
-                    by=made.by,
-                    provisional=True,
-                )
-            )
+            yield preview(self.run, position, made)
 
     def give_in(self) -> Generator[EmittedToken, None, None]:
         """The answer's end without the cloud."""
