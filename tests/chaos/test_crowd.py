@@ -1,6 +1,7 @@
 """Many clients at once: a thousand honest ones, slow ones, and ones that send rubbish.
 
-COLLM_CHAOS_SECONDS says how long a thousand sessions are held (`make chaos`: 1,800, half an hour),
+The cloud is a real one around a stage that costs nothing (`stub_cloud.py`). COLLM_CHAOS_SECONDS
+says how long a thousand sessions are held (`make chaos`: 1,800, half an hour),
 COLLM_CHAOS_SESSIONS how many there are.
 """
 
@@ -18,53 +19,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import numpy as np
 import psutil
 import pytest
+from tests.chaos.stub_cloud import CUT, FINGERPRINT, WIDTH
+from tests.raw_http2 import SETTINGS_HEAD, call_that_takes_nothing
 
+from collm.config import Sampling
 from collm.limits import DEFAULT_LIMITS
+from collm.link.base import Link
 from collm.link.grpc_client import connect
 from collm.link.grpc_options import PATH
+from collm.wire.encoding import decode_cloud, encode
+from collm.wire.messages import (
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    Append,
+    ClientMessage,
+    CloudMessage,
+    Heartbeat,
+    Hello,
+    Pong,
+    Verdict,
+    Verify,
+    Welcome,
+)
 
 SECONDS = float(os.environ.get("COLLM_CHAOS_SECONDS", "8"))
 SESSIONS = int(os.environ.get("COLLM_CHAOS_SESSIONS", "1000"))
 IS_FULL = SECONDS > 60
 """A 99th percentile of a fraction of a millisecond takes many samples to tell."""
 TRIPS = 3000 if IS_FULL else 600
-REQUEST = b"x" * 200
+HELLO = Hello(protocol_major=PROTOCOL_MAJOR, protocol_minor=PROTOCOL_MINOR, cut=CUT,
+              fingerprint=FINGERPRINT, wire_format="f16", software="crowd")  # fmt: skip
+ROW = np.ones((1, WIDTH), np.float32)
+GREEDY = Sampling()
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timed]
-
-_STUB = """
-import asyncio, resource, sys
-from dataclasses import replace
-from collm.limits import DEFAULT_LIMITS
-from collm.link.grpc_server import serve
-from collm.serve.cloud_process import keep_memory_together
-
-class Stub:
-    '''A stage that takes no time: what is left is the link.'''
-    def open(self, peer): return self
-    pause_seconds = 0.0
-    def receive(self, frame): yield frame[:32]
-    def close(self): pass
-    def refusal(self, error): return b'refused ' + str(error).encode()
-
-async def main():
-    limits = replace(DEFAULT_LIMITS, max_sessions=1200, send_seconds=3.0, idle_seconds=600.0)
-    server = await serve(Stub(), '127.0.0.1:0', limits)
-    print(server.address, flush=True)
-    await server.wait()
-
-resource.setrlimit(resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-keep_memory_together()
-asyncio.run(main())
-"""
 
 
 @contextmanager
 def stub_cloud() -> Iterator[tuple[str, psutil.Process]]:
     """A server process whose answers cost nothing."""
-    process = subprocess.Popen([sys.executable, "-c", _STUB], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.stub_cloud"], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     try:
         yield process.stdout.readline().decode().strip(), psutil.Process(process.pid)
@@ -74,13 +73,21 @@ def stub_cloud() -> Iterator[tuple[str, psutil.Process]]:
         process.stdout.close()
 
 
+async def _ask(call: grpc.aio.StreamStreamCall, message: ClientMessage) -> CloudMessage:
+    await call.write(encode(message, "f16"))
+    return decode_cloud(await asyncio.wait_for(call.read(), 30), DEFAULT_LIMITS)
+
+
 async def _converse(channel: grpc.aio.Channel, until: float, pause: float) -> int:
-    """Ask and wait for the answer, again and again; how often."""
+    """Send a position and ask what comes next, again and again; how often."""
     call = channel.stream_stream(PATH)()
+    assert isinstance(await _ask(call, HELLO), Welcome)
     count = 0
     while time.monotonic() < until:
-        await call.write(REQUEST)
-        assert await asyncio.wait_for(call.read(), 30) == REQUEST[:32]
+        row = Append(epoch=0, base=count, token_ids=(7,), rows=ROW)
+        await call.write(encode(row, "f16"))
+        verdict = await _ask(call, Verify(epoch=0, base=count, draft=(), sampling=GREEDY))
+        assert isinstance(verdict, Verdict) and (verdict.base, verdict.next_token) == (count, 7)
         count += 1
         await asyncio.sleep(pause)
     await call.done_writing()
@@ -123,15 +130,15 @@ def test_a_thousand_sessions() -> None:
         assert process.memory_info().rss <= 1.05 * before
 
 
-def _round_trips(address: str, count: int) -> list[float]:
-    seconds = []
-    with connect(address, DEFAULT_LIMITS) as link:
-        for _ in range(count):
-            started = time.perf_counter()
-            link.send(REQUEST)
-            link.receive(10.0)
-            seconds.append(time.perf_counter() - started)
-            time.sleep(0.002)
+def _round_trips(link: Link, count: int) -> list[float]:
+    frame, seconds = encode(Heartbeat(nonce=1)), []
+    for _ in range(count):
+        started = time.perf_counter()
+        link.send(frame)
+        pong = decode_cloud(link.receive(10.0), DEFAULT_LIMITS)
+        seconds.append(time.perf_counter() - started)
+        assert isinstance(pong, Pong)
+        time.sleep(0.002)
     return seconds
 
 
@@ -140,31 +147,39 @@ def _dial(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), 5)
 
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+def _words() -> bytes:
+    """A session and 50 questions, of somebody who takes no answer."""
+    return call_that_takes_nothing([encode(HELLO, "f16"), *[encode(Heartbeat(nonce=1))] * 50])
+
+
+@contextmanager
+def _bad_peers(address: str) -> Iterator[None]:
+    """200 that send a byte a second, 50 that ask much and take no answer."""
+    command = [sys.executable, "-m", "tests.chaos.bad_peers", address, _words().hex()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "connected\n"
+        time.sleep(1.0)
+        yield
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.mark.timeout(300)
 def test_slow_peers_do_not_slow_honest_ones() -> None:
-    """200 that send a byte a second, 50 that never read: the 99th percentile beside that alone."""
-    with stub_cloud() as (address, process):
-        _round_trips(address, 200)
+    """The 99th percentile beside 200 slow peers and 50 deaf ones, beside that alone."""
+    with stub_cloud() as (address, process), connect(address) as link:
+        _round_trips(link, 200)
         ratios = []
         for _ in range(5 if IS_FULL else 3):
-            alone = statistics.quantiles(_round_trips(address, TRIPS), n=100)[98]
-            slow = [_dial(address) for _ in range(200)]
-            deaf = [_dial(address) for _ in range(50)]
-            try:
-                for one in deaf:
-                    one.sendall(_PREFACE)
-                beside = []
-                for _ in range(3):
-                    for one in slow:
-                        one.sendall(_PREFACE[(part := 3 * len(beside) // TRIPS) : part + 1] or b"x")
-                    beside += _round_trips(address, TRIPS // 3)
-            finally:
-                for one in (*slow, *deaf):
-                    one.close()
-            ratios.append(statistics.quantiles(beside, n=100)[98] / alone)
+            alone = statistics.quantiles(_round_trips(link, TRIPS), n=100)[98]
+            with _bad_peers(address):
+                beside = statistics.quantiles(_round_trips(link, TRIPS), n=100)[98]
+            ratios.append(beside / alone)
         print(f"99th percentile beside / alone: {ratios}")
         assert statistics.median(ratios) <= (1.2 if IS_FULL else 2.0), ratios
         assert process.is_running()
@@ -174,15 +189,13 @@ def test_slow_peers_do_not_slow_honest_ones() -> None:
 def test_rubbish_on_the_port_disturbs_nobody() -> None:
     """Bytes that are no HTTP/2, calls that are none of ours: others go on, memory stays."""
     chances = random.Random(1)
-    with stub_cloud() as (address, process):
-        _round_trips(address, 100)
+    with stub_cloud() as (address, process), connect(address) as honest:
+        _round_trips(honest, 100)
         before = process.memory_info().rss
-        with connect(address, DEFAULT_LIMITS) as honest:
-            for turn in range(300):
-                with _dial(address) as one:
-                    lead = _PREFACE if turn % 2 else b""
-                    one.sendall(lead + chances.randbytes(chances.randrange(1, 4096)))
-                if turn % 10 == 0:
-                    honest.send(REQUEST)
-                    assert honest.receive(5.0) == REQUEST[:32]
+        for turn in range(300):
+            with _dial(address) as one:
+                lead = (b"", SETTINGS_HEAD, _words())[turn % 3]
+                one.sendall(lead + chances.randbytes(chances.randrange(1, 4096)))
+            if turn % 10 == 0:
+                _round_trips(honest, 1)
         assert process.memory_info().rss - before < 64 * 2**20

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from tests.contract.link_services import FakeService, until
+from tests.raw_http2 import call_that_takes_nothing
 
 from collm.errors import LinkError, LinkTimeout, Unreachable
 from collm.limits import Limits
@@ -44,6 +45,22 @@ def test_nobody_there(free_address: str) -> None:
         f"no CoLLM cloud answers at {free_address} within 0.4 s; "
         f"start one with: collm cloud ARTIFACT --listen {free_address}"
     )
+
+
+def test_who_takes_no_answer_is_given_up() -> None:
+    """Its session ends though its connection lives; others are answered meanwhile."""
+    limits = Limits(connect_seconds=3.0, send_seconds=0.3, shutdown_seconds=1.0)
+    service = FakeService()
+    with BackgroundServer(service, "127.0.0.1:0", limits) as server, connect(server.address) as one:
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port)), 3) as deaf:
+            deaf.sendall(call_that_takes_nothing([b"big 100000 1000", b"more"]))
+            assert service.record.wait_for(lambda seen: b"big 100000 1000" in seen.frames)
+            one.send(b"hello")
+            assert one.receive(WAIT) == b"hello"
+            assert service.record.wait_for(lambda seen: seen.closed == 1, 3.0)
+            assert until(lambda: server.server.sessions == 1)
+        assert b"more" not in service.record.frames
 
 
 def test_a_server_that_says_nothing_is_no_cloud() -> None:
