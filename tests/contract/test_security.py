@@ -224,6 +224,30 @@ def test_who_a_session_belongs_to(tmp_path: Path, authority: trustme.CA, tokens:
         assert seen == [name]
 
 
+def test_a_certificate_is_replaced_without_a_restart(
+    tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    ca, cert, key = pem(tmp_path, authority, "localhost")
+    (tmp_path / "new").mkdir()
+    new_ca, new_cert, new_key = pem(tmp_path / "new", trustme.CA(), "localhost")
+    security = ServerSecurity(certificate=cert, key=key)
+    with BackgroundServer(FakeService(), "127.0.0.1:0", LIMITS, security=security) as server:
+        address = f"localhost:{server.server.port}"
+        with connect(address, LIMITS, ClientSecurity(ca=ca)) as old:
+            cert.write_bytes(new_cert.read_bytes())  # and its key is still to come
+            connect(address, LIMITS, ClientSecurity(ca=ca)).close()
+            assert "the certificate read before goes on counting" in caplog.text
+            key.write_bytes(new_key.read_bytes())
+            connect(address, LIMITS, ClientSecurity(ca=new_ca)).close()
+            with pytest.raises(Unreachable):
+                connect(address, LIMITS, ClientSecurity(ca=ca))
+            old.send(b"hello")
+            assert old.receive(3)
+    key.write_bytes(b"-----BEGIN nothing")
+    with pytest.raises(UsageError, match="no certificate with its key"):
+        BackgroundServer(FakeService(), "127.0.0.1:0", LIMITS, security=security)
+
+
 def test_halves_and_files_that_are_none(tmp_path: Path, authority: trustme.CA) -> None:
     ca, cert, key = pem(tmp_path, authority, "localhost")
     for make in (

@@ -39,6 +39,8 @@ def server_options(limits: Limits) -> _Options:
         *_common(limits),
         # Otherwise a second server on the same port starts, and gets half of the clients.
         ("grpc.so_reuseport", 0),
+        # Our links have a connection each; a hundred thousand streams on one are an attack.
+        ("grpc.max_concurrent_streams", 128),
         # Identity alone: what is not compressed does not inflate.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # Clients probe while they wait for a long computation; that is no abuse.

@@ -23,7 +23,8 @@ from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import is_loopback, parse_address
 from collm.link.base import NOTHING, Peer, Service
-from collm.link.credentials import ServerSecurity, read_pem
+from collm.link.certificates import credentials
+from collm.link.credentials import ServerSecurity
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
 from collm.link.guard import Guard
@@ -87,16 +88,6 @@ def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> st
     return host
 
 
-def _credentials(security: ServerSecurity) -> Any:
-    assert security.certificate is not None  # or nothing is encrypted
-    assert security.key is not None  # they come in pairs
-    pair = read_pem(security.key), read_pem(security.certificate)
-    ca = read_pem(security.client_ca) if security.client_ca is not None else None
-    return grpc.ssl_server_credentials(
-        [pair], root_certificates=ca, require_client_auth=ca is not None
-    )
-
-
 class Server:
     """A running server; made by `serve`. Use it in the event loop that made it."""
 
@@ -155,7 +146,7 @@ class Server:
         reflection.enable_server_reflection(names, self._grpc)
         try:
             if self._security.is_encrypted:
-                self.port = self._grpc.add_secure_port(listen, _credentials(self._security))
+                self.port = self._grpc.add_secure_port(listen, credentials(self._security))
             else:
                 self.port = self._grpc.add_insecure_port(listen)
         except RuntimeError as error:
