@@ -17,7 +17,7 @@ import pytest
 from tests.support import random_artifact
 
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import LinkError
+from collm.errors import LinkError, Unreachable
 from collm.limits import Limits
 from collm.link.clock import VirtualClock
 from collm.link.faulty import Faults, FaultyCloud
@@ -70,13 +70,15 @@ def stage(artifact: Artifact) -> Stage:
 class World:
     """One edge for each kind of answer, and a cloud to be broken."""
 
-    def __init__(self, artifact: Artifact, stage: Stage, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, artifact: Artifact, stage: Stage, limits: Limits = LIMITS, **how: bool
+    ) -> None:
         self.stage = stage
         self.cloud: FaultyCloud | None = None
         self.clock = VirtualClock()
         self.edges = {
             name: Edge(artifact, mode=mode, placement=placement, wire=wire, limits=limits,
-                       connect=self.connect, clock=self.clock)
+                       connect=self.connect, clock=self.clock, **how)
             for name, (mode, placement, wire, _) in ANSWERS.items()
         }  # fmt: skip
 
@@ -173,7 +175,7 @@ def test_without_the_cloud_the_exits_end_the_answer_and_say_so(
     certain = [token for token in account.tokens if not token.provisional]
     assert [token.token_id for token in certain] == wanted[: len(certain)]
     assert account.provisional == len(account.tokens) - len(certain) > 0
-    assert len(account.tokens) >= TOKENS - 1
+    assert len(account.tokens) == TOKENS
     assert all(token.source.startswith("exit@") for token in account.tokens if token.provisional)
     assert any(piece.preview for piece in pieces)
 
@@ -213,3 +215,46 @@ def test_offline_for_the_middle_third_the_text_is_corrected(
     assert answer.account.withdrawn <= len(previews)
     assert answer.account.reconnects == 1
     assert answer.account.provisional == 0
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_an_answer_may_begin_without_a_cloud(
+    artifact: Artifact, stage: Stage, name: str, comes_back: bool
+) -> None:
+    limits = replace(LIMITS, resume_seconds=30.0)
+    world = World(artifact, stage, limits, begin_offline=True)
+    wanted = world.answer(name, Faults(), 0).token_ids
+    answer = world.begin(name, Faults(), 0, limits)
+    assert world.cloud is not None
+    world.cloud.is_reachable = False
+    previews = 0
+    for piece in answer.with_previews():
+        previews += piece.preview
+        world.clock.advance(0.5 if piece.preview else 0.0)
+        if comes_back and previews == 3:
+            world.cloud.is_reachable = True
+    account = answer.account
+    assert previews >= 3
+    assert account.reconnects == account.replayed_bytes == 0
+    if comes_back:
+        assert account.token_ids == wanted
+        assert account.provisional == 0
+    else:
+        assert len(account.tokens) == TOKENS
+        given_up = [token.provisional for token in account.tokens]
+        assert given_up == sorted(given_up)  # what comes after a provisional token is that too
+        assert all(given_up) or name == "threshold"  # there exits may be sure
+        assert given_up[-1]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_without_exits_there_is_nothing_to_begin_with(
+    artifact: Artifact, stage: Stage, name: str
+) -> None:
+    world = World(artifact, stage, begin_offline=True)
+    answer = world.begin(name, Faults(), 0)
+    assert world.cloud is not None
+    world.cloud.is_reachable = False
+    with pytest.raises(Unreachable):
+        answer.finish()

@@ -143,6 +143,13 @@ def run_command(
     ] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Go on after the end of the text.")] = False,
     raw: Annotated[bool, typer.Option(help="No chat template around PROMPT.")] = False,
+    begin_offline: Annotated[
+        bool,
+        typer.Option(
+            "--begin-offline",
+            help="Where no cloud answers at first, begin with the exits and verify later.",
+        ),
+    ] = False,
     metrics: MetricsOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -188,6 +195,7 @@ def run_command(
             connect=linked,
             wire=wire,
             first_cut=first_cut,
+            begin_offline=begin_offline,
         )
         edge.criterion(generation)
         model_bytes = psutil.Process().memory_info().rss - before

@@ -53,13 +53,14 @@ class CloudClient(Closing):
     """One session with a cloud. Rows go up in the background; verdicts are waited for, or not.
 
     wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
-    dial: makes another link where `link` breaks; None: the session ends with it.
+    dial: makes another link where `link` breaks; None: the session ends with it. link: None where
+    none is up yet, and dial has to make it.
     Raises Refused, LinkError and ProtocolError, as all of its methods do.
     """
 
     def __init__(
         self,
-        link: Link,
+        link: Link | None,
         *,
         fingerprint: str,
         cut: int,

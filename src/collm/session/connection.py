@@ -59,12 +59,13 @@ class Resumable(Protocol):
 class Connection:
     """See the module. Used by one thread; raises LinkError, Refused and ProtocolError.
 
-    link: is up, and taken over. dial: makes another; None: the session ends with its link.
+    link: is up, and taken over; None: one is still to be found. dial: makes another; None: the
+    session ends with its link.
     """
 
     def __init__(
         self,
-        link: Link,
+        link: Link | None,
         hello: Hello,
         session: Resumable,
         limits: Limits,
@@ -72,15 +73,17 @@ class Connection:
         clock: Clock = REAL_CLOCK,
     ) -> None:
         self._clock = clock
-        self._link: Link | None = link
+        self._link = link
         self._hello = hello
         self._session = session
         self._limits = limits
         self._redial: _Redial | None = None
         self._dial: Callable[[], Link] | None = None
         self._attaching = False
-        self._attached_as: Welcome | None = None
-        """What the new cloud calls the session; until it is attached, its old name counts."""
+        self._session_id = ""
+        """What the last cloud called the session; empty where there was none."""
+        self._attached_as = ""
+        """What the new cloud calls it; until it is attached, its old name counts."""
         self._said = (0, 0)
         """The last Attach's epoch and position."""
         self._given_up_at: float | None = None
@@ -91,12 +94,18 @@ class Connection:
         """Links that followed the first."""
         self.replayed = 0
         """Bytes sent again."""
-        try:
-            self.welcome = _greet(link, hello, limits)
-        except LinkError as error:
-            if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
-                raise
-            self._link, self.welcome = self._first_link(dial, link, error)
+        if link is None:
+            assert dial is not None  # or there never would be a link
+            self._given_up_at = clock.now() + limits.resume_seconds
+            self._redial = _Redial(dial, None, hello, limits, 0.0, clock)
+        else:
+            try:
+                welcome = _greet(link, hello, limits)
+            except LinkError as error:
+                if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
+                    raise
+                self._link, welcome = self._first_link(dial, link, error)
+            self._session_id = welcome.session_id
         self._dial = dial
 
     @property
@@ -159,7 +168,7 @@ class Connection:
                     raise refused
                 self._broke(refused)
             elif isinstance(message, Evicted):
-                self._attach()
+                self._attach(self._attached_as or self._session_id)
             elif isinstance(message, Attached):
                 self._go_on(message.position)
             else:
@@ -199,7 +208,7 @@ class Connection:
             self._given_up_at = now + self._limits.resume_seconds
         if now > self._given_up_at:
             raise error
-        logger.info("session %s: %s; looking for a cloud", self.welcome.session_id, error)
+        logger.info("session %s: %s; looking for a cloud", self._session_id[:8], error)
         self._bytes_up, self._bytes_down = self.bytes_up, self.bytes_down
         pause = error.retry_seconds if isinstance(error, Refused) else 0.0
         if self._breaks:  # links that break before they brought anything: no haste
@@ -207,10 +216,10 @@ class Connection:
             pause = max(pause, random.uniform(0.5, 1.0) * most)
             pause = min(pause, self._limits.redial_longest_seconds)
         self._breaks += 1
-        hello = replace(self._hello, resumes=self.welcome.session_id)
+        hello = replace(self._hello, resumes=self._session_id)
         self._redial = _Redial(self._dial, self._link, hello, self._limits, pause, self._clock)
         self._link = None
-        self._attaching, self._attached_as = False, None
+        self._attaching, self._attached_as = False, ""
 
     def _take_link(self, redial: _Redial, left: float) -> None:
         """Attach to the cloud that was found. Raises CloudAway where none is yet."""
@@ -226,14 +235,15 @@ class Connection:
             raise CloudAway(f"no cloud yet: {redial.last_error}")
         self._redial = None
         self._link, welcome = found
-        self.reconnects += 1
-        metrics.RECONNECTS.inc()
-        self._attach()
-        self._attached_as = welcome
+        if self._session_id:
+            self.reconnects += 1
+            metrics.RECONNECTS.inc()
+        self._attached_as = welcome.session_id
+        self._attach(self._session_id or welcome.session_id)
 
-    def _attach(self) -> None:
+    def _attach(self, session_id: str) -> None:
         self._said = epoch, position = self._session.standing()
-        attach = Attach(session_id=self.welcome.session_id, epoch=epoch, position=position)
+        attach = Attach(session_id=session_id, epoch=epoch, position=position)
         self._attaching = True
         assert self._link is not None  # it has just been made, or has just spoken
         try:
@@ -248,15 +258,19 @@ class Connection:
             raise ProtocolError(f"the cloud keeps {position} positions; {self._said[1]} were named")
         epoch, wanted = self._session.standing()
         if epoch != self._said[0] or position > wanted:
-            self._attach()  # the text was cropped meanwhile
+            # The text was cropped meanwhile; the session has its new name by now.
+            self._attach(self._attached_as or self._session_id)
             return
+        is_new = not self._session_id
         self._attaching = False
-        self.welcome = self._attached_as or self.welcome
+        self._session_id, self._attached_as = self._attached_as or self._session_id, ""
         before = self.bytes_up
         for frame in self._session.replay(position):
             self.send(frame)
             if self._redial is not None:
                 return
+        if is_new:
+            return
         self.replayed += self.bytes_up - before
         metrics.REPLAYED.inc(self.bytes_up - before)
 
@@ -267,14 +281,14 @@ class _Redial:
     def __init__(
         self,
         dial: Callable[[], Link],
-        old: Link,
+        old: Link | None,
         hello: Hello,
         limits: Limits,
         pause: float,
         clock: Clock,
     ) -> None:
         self._dial = dial
-        self._old: Link | None = old
+        self._old = old
         self._hello = hello
         self._limits = limits
         self._longest = limits.redial_seconds

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 from collm.config import Generation
-from collm.errors import PlacementError, PromptError
+from collm.errors import PlacementError, PromptError, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
@@ -55,6 +55,7 @@ class Edge:
     used, None for all at or below the placement. connect: makes a link to the cloud.
     wire: the format in which hidden states travel: f32, f16 or int8; token ids travel as they are.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     clock: what waits for the cloud are measured with.
     Raises PlacementError, ArtifactError, PromptError.
     """
@@ -70,6 +71,7 @@ class Edge:
         connect: Callable[[], Link] | None = None,
         wire: str = "f32",
         first_cut: int | None = None,
+        begin_offline: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
     ) -> None:
@@ -83,6 +85,7 @@ class Edge:
         self.mode = mode
         self.placement = placement
         self._connect = connect
+        self._begin_offline = begin_offline
         self._limits = limits
         self._clock = clock
         self._is_whole = placement == artifact.architecture.layers
@@ -196,7 +199,12 @@ class Edge:
     def _open_client(self, cut: int) -> CloudClient:
         assert self._connect is not None
         again = self._connect.again if isinstance(self._connect, Dialer) else self._connect
-        link = self._connect()
+        link: Link | None = None
+        try:
+            link = self._connect()
+        except Unreachable:
+            if not (self._begin_offline and self.exits):
+                raise
         try:
             return CloudClient(
                 link,
@@ -209,7 +217,8 @@ class Edge:
                 clock=self._clock,
             )
         except BaseException:
-            link.close()
+            if link is not None:
+                link.close()
             raise
 
 

@@ -8,7 +8,7 @@ cloud does not run what was drafted on it.
 
 While no cloud can be reached the exits go on alone. What they write is shown as a preview, and is
 an ordinary draft for the cloud that comes back: the text is the full model's again from the first
-difference on. Where none comes back the answer ends with what was written, marked provisional.
+difference on. Where none comes back the answer's rest is the exits', marked provisional.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def verified(run: Run) -> Tokens:
             try:
                 verdict = client.poll(wait=waits, while_up=draft.goes_on_offline)
             except Unreachable:
-                if not draft.can_give_in:
+                if not draft.drafter.has_exits:
                     raise
                 yield from draft.give_in()
                 break
@@ -148,21 +148,19 @@ class _Draft:
     @property
     def goes_on_offline(self) -> bool:
         """Whether the exits could write on without the cloud."""
-        return self.drafter.has_exits and not self.ended and self._pending < self.room - 1
+        return self.drafter.has_exits and self._may_write(self.room - 1)  # a verdict has one more
 
-    @property
-    def can_give_in(self) -> bool:
-        """Whether there is something to end the answer with."""
-        return self.drafter.has_exits and (self._pending > 0 or self.ended)
-
-    @property
-    def _pending(self) -> int:
-        return len(self.run.ids) - self.settled
+    def _may_write(self, most: int) -> bool:
+        return not self.ended and len(self.run.ids) - self.settled < most
 
     def write_offline(self) -> bool:
         """Go on with what the exits say, sure or not; whether there was anything to say."""
         if not self.goes_on_offline:
             return False
+        self._write_one()
+        return True
+
+    def _write_one(self) -> None:
         run, ids = self.run, self.run.ids
         with run.at_edge():
             guess = self.guesses.pop(len(ids), None) or self.drafter.guess(ids)
@@ -173,10 +171,9 @@ class _Draft:
         if reading.token_id in run.stop_ids:
             self.taken.pop(len(ids), None)
             self.ended = True
-            return True
+            return
         run.account.drafted += 1
         self._write(reading, upload=False)
-        return True
 
     def previews(self) -> Generator[Preview, None, None]:
         """What is written and was not shown yet."""
@@ -186,10 +183,15 @@ class _Draft:
             yield preview(self.run, position, made)
 
     def give_in(self) -> Generator[EmittedToken, None, None]:
-        """The answer's end without the cloud."""
-        for position in range(self.settled, len(self.run.ids)):
-            made = self._answer_at(position)
-            yield self.run.emit_reading(made.reading, made.by, provisional=True)
+        """The answer's end without the cloud: what is written, and what comes after it."""
+        while True:
+            for position in range(self.settled, len(self.run.ids)):
+                made = self._answer_at(position)
+                self.settled = position + 1
+                yield self.run.emit_reading(made.reading, made.by, provisional=True)
+            if not self._may_write(self.room):
+                break
+            self._write_one()
         if self.ended:
             made = self._answer_at(len(self.run.ids))
             yield self.run.emit_reading(made.reading, made.by, provisional=True)
