@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,8 @@ from collm.config import Generation, Sampling
 from collm.limits import DEFAULT_LIMITS
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import connect
+from collm.link.shaper import LinkShaper
+from collm.link.shapes import LinkShape
 from collm.model.artifact import Artifact
 from collm.session.edge import Edge
 
@@ -160,6 +163,35 @@ def test_another_cloud_takes_over(
         if first.process.poll() is None:
             first.process.send_signal(signal.SIGCONT)
         first.kill()
+
+
+@pytest.mark.parametrize("mode", ["verified", "threshold"])
+def test_the_link_is_down_for_the_middle_third(cloud: Cloud, artifact: Artifact, mode: str) -> None:
+    """What is written meanwhile is marked; the final text is the undisturbed one."""
+    plain = LinkShape(name="plain", delay_seconds=0.0)
+    made = Generation(max_tokens=TOKENS, ignore_eos=True, mode=mode)
+    address, shown, told, reached = f"127.0.0.1:{_free_port()}", 0, list[int](), 0
+    with ExitStack() as links:
+        link = links.enter_context(LinkShaper(plain, address, cloud.address))
+        edge = Edge(artifact, mode=mode, placement=15, connect=Dialer([address]))
+        ids = edge.tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
+        wanted = edge.answer(ids, made).finish()
+        answer = edge.answer(ids, made)
+        for piece in answer.with_previews():
+            assert piece.token.provisional == piece.preview
+            shown = shown + 1 if piece.preview else 0
+            reached = max(reached, len(told) + shown)
+            if not piece.preview:
+                told.append(piece.token.token_id)
+            if len(told) == TOKENS // 3 and not piece.preview:
+                link.close()
+            elif len(told) + shown == 2 * TOKENS // 3 and piece.preview:
+                link = links.enter_context(LinkShaper(plain, address, cloud.address))
+    account = answer.account
+    assert told == wanted.token_ids == account.token_ids
+    assert reached >= 2 * TOKENS // 3
+    assert account.previewed and account.reconnects == 1 and not account.provisional
+    assert account.withdrawn <= account.previewed
 
 
 def _free_port() -> int:

@@ -39,6 +39,7 @@ class Sessions:
         self._limits = limits
         metrics.KV_BUDGET.set(limits.max_kv_bytes)
         self._entries: dict[str, _Entry] = {}
+        self._granted = 0
         self._changed = threading.Condition()
         self._reaper: threading.Thread | None = None
         self._closed = False
@@ -55,8 +56,7 @@ class Sessions:
     @property
     def bytes(self) -> int:
         """Memory that the sessions were granted."""
-        with self._changed:
-            return sum(entry.granted for entry in self._entries.values())
+        return self._granted
 
     def enter(self, name: str, held: HeldSession, resumes: str = "") -> None:
         """Let a new session in. Raises Refused where those at work leave no room.
@@ -119,26 +119,11 @@ class Sessions:
                 )
             if wanted <= entry.granted:
                 return
-            budget = self._limits.max_kv_bytes
-            others = sum(e.granted for e in self._entries.values() if e is not entry)
-            by_age = sorted(self._entries.values(), key=lambda one: one.used_at)
-            for other in by_age:
-                if others + wanted <= budget:
-                    break
-                if other is entry or not other.granted:
-                    continue
-                if not other.held.lock.acquire(blocking=False):
-                    continue  # it is computing
-                try:
-                    other.held.drop()
-                finally:
-                    other.held.lock.release()
-                others -= other.granted
-                self._grant(other, 0)
-                self.evictions += 1
-                metrics.EVICTIONS.inc()
-            if others + wanted > budget:
-                raise self._no_room(wanted, budget - others)
+            most = self._limits.max_kv_bytes - wanted  # for the others
+            if self._granted - entry.granted > most:
+                self._evict(entry, most + entry.granted)
+            if (others := self._granted - entry.granted) > most:
+                raise self._no_room(wanted, self._limits.max_kv_bytes - others)
             self._grant(entry, wanted)
 
     def leave(self, name: str, held: HeldSession, *, keep: bool) -> None:
@@ -195,7 +180,25 @@ class Sessions:
         for entry in entries:
             entry.held.close()
 
+    def _evict(self, keep: _Entry, most: int) -> None:
+        """Take the memory of those that spoke longest ago until no more than `most` is granted."""
+        for entry in sorted(self._entries.values(), key=lambda one: one.used_at):
+            if self._granted <= most:
+                return
+            if entry is keep or not entry.granted:
+                continue
+            if not entry.held.lock.acquire(blocking=False):
+                continue  # it is computing
+            try:
+                entry.held.drop()
+            finally:
+                entry.held.lock.release()
+            self._grant(entry, 0)
+            self.evictions += 1
+            metrics.EVICTIONS.inc()
+
     def _grant(self, entry: _Entry, count: int) -> None:
+        self._granted += count - entry.granted
         metrics.KV_BYTES.inc(count - entry.granted)
         entry.granted = count
 
