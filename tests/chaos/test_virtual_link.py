@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from collm.link.clock import VirtualClock
 from collm.link.faulty import Faults, FaultyCloud
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
-from collm.session.cloud import CloudService
+from collm.session.cloud import CloudConversation, CloudService
 from collm.session.edge import Answer, Edge
 from collm.session.events import Account
 
@@ -90,7 +91,14 @@ class World:
         return self.begin(name, faults, seed).finish()
 
     def begin(
-        self, name: str, faults: Faults, seed: int, limits: Limits = LIMITS, **how_else: float
+        self,
+        name: str,
+        faults: Faults,
+        seed: int,
+        limits: Limits = LIMITS,
+        *,
+        prompt: list[int] = PROMPT,
+        **how_else: float,
     ) -> Answer:
         service = partial(CloudService, self.stage, limits)
         self.cloud = FaultyCloud(
@@ -98,7 +106,7 @@ class World:
         )
         mode, _, _, how = ANSWERS[name]
         generation = replace(how, mode=mode, max_tokens=TOKENS, ignore_eos=True, **how_else)  # type: ignore[arg-type]
-        return self.edges[name].answer(PROMPT, generation)
+        return self.edges[name].answer(prompt, generation)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +128,33 @@ def test_whatever_happens_on_the_link_the_text_is_the_same(world: World, kind: s
     assert reconnects or kind == "stalls"
     assert threading.active_count() <= threads
     assert psutil.Process().num_fds() <= files
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_sessions_take_no_more_than_they_were_granted(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget is kept by grants: they are at least what caches and rows really take."""
+    most, receive = [0.0], CloudConversation.receive
+    long = list(range(5, 65))
+
+    def audited(conversation: CloudConversation, frame: bytes) -> Iterator[bytes]:
+        for reply in receive(conversation, frame):
+            audit(conversation)
+            yield reply
+        audit(conversation)
+
+    def audit(conversation: CloudConversation) -> None:
+        sessions = conversation._service.sessions
+        for entry in sessions._entries.values():
+            assert entry.granted >= entry.held.bytes
+            most[0] = max(most[0], entry.granted)
+        assert sessions.bytes == sum(entry.granted for entry in sessions._entries.values())
+
+    monkeypatch.setattr(CloudConversation, "receive", audited)
+    for seed in range(3):
+        world.begin(name, KINDS["everything"], seed, prompt=long).finish()
+    assert most[0] > 0
 
 
 def test_a_run_is_its_seeds(world: World) -> None:

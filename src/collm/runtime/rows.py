@@ -6,13 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+_LEAST = 16
+"""Rows reserved at least, once there is one."""
 
 
 class RowBuffer:
     """float32 rows of positions [first, end); grows at the end, is dropped at the start."""
 
     def __init__(self, width: int) -> None:
-        self._data: F32 = np.empty((16, width), dtype=np.float32)
+        self._data: F32 = np.empty((0, width), dtype=np.float32)
         self.first = 0
         self.end = 0
 
@@ -21,11 +23,20 @@ class RowBuffer:
         """Bytes reserved."""
         return self._data.nbytes
 
+    def bytes_to(self, end: int) -> int:
+        """At most the `bytes` when rows up to position `end` have been added."""
+        if end <= self.end:
+            return self.bytes
+        rows = max(len(self._data), _LEAST, 2 * (end - self.first))
+        width: int = self._data.shape[1]
+        return rows * width * self._data.itemsize
+
     def append(self, rows: F32) -> None:
         """Add rows for the positions from `end` on."""
         held, more = self.end - self.first, len(rows)
         if held + more > len(self._data):
-            grown = np.empty((max(held + more, 2 * held), self._data.shape[1]), dtype=np.float32)
+            rows_then = max(_LEAST, held + more, 2 * held)
+            grown = np.empty((rows_then, self._data.shape[1]), dtype=np.float32)
             grown[:held] = self._data[:held]
             self._data = grown
         self._data[held : held + more] = rows

@@ -169,12 +169,9 @@ class StageSession:
 
     def bytes_with(self, more: int) -> int:
         """At most the `bytes` after `more` further positions are appended and run."""
-        positions, width = self.position + more, self.stage.architecture.hidden_size
+        positions = self.position + more
         caches = sum(chain.cache_bytes(positions) for chain in self._chains)
-        rows = sum(
-            max(kept.bytes, 2 * 4 * width * (kept.end - kept.first + more))
-            for kept in self._rows.values()
-        )
+        rows = sum(kept.bytes_to(positions) for kept in self._rows.values())
         return caches + rows + sum(e.cache.bytes for e in self._exits.values())
 
     def append_ids(self, ids: Sequence[int]) -> None:
