@@ -14,7 +14,7 @@ import numpy as np
 
 from collm.limits import DEFAULT_LIMITS
 from collm.link.grpc_server import serve
-from collm.serve.cloud_process import keep_memory_together
+from collm.serve.cloud_process import give_memory_back, keep_memory_together
 from collm.session.cloud import CloudService
 
 CUT, LAYERS, WIDTH, VOCABULARY = 10, 30, 576, 64
@@ -76,8 +76,10 @@ async def main() -> None:
     """Serve until killed."""
     service = CloudService(cast(Any, StubStage()), LIMITS)
     server = await serve(service, "127.0.0.1:0", LIMITS)
+    tidying = asyncio.create_task(give_memory_back(service.sessions))
     print(server.address, flush=True)
     await server.wait()
+    tidying.cancel()
 
 
 if __name__ == "__main__":

@@ -127,6 +127,9 @@ def test_a_thousand_sessions() -> None:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and process.memory_info().rss > 1.05 * before:
             time.sleep(0.1)
+        after = process.memory_info().rss
+        print(f"questions {min(counts)} to {max(counts)}; MB {before / 1e6:.1f} before, "
+              f"{held / 1e6:.1f} with all, {after / 1e6:.1f} after")  # fmt: skip
         assert process.memory_info().rss <= 1.05 * before
 
 

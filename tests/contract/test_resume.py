@@ -39,8 +39,6 @@ from collm.wire.messages import (
     Welcome,
 )
 
-pytestmark = pytest.mark.timed
-
 LIMITS = Limits(
     connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16, detached_seconds=0.5,
     retry_seconds=0.2, work_seconds=0.3, resume_seconds=20.0,

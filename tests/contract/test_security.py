@@ -33,8 +33,6 @@ from collm.serve.metrics import metrics_server
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
 
-pytestmark = pytest.mark.timed
-
 LIMITS = Limits(connect_seconds=1.5, linger_seconds=0.2, keepalive_seconds=20)
 GOOD, OLD, GONE = "goodgoodgoodgood-1", "goodgoodgoodgood-0", "expiredexpired-expired"
 

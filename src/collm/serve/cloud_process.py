@@ -18,11 +18,13 @@ from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
 from collm.session.self_draft import SelfDraft
+from collm.session.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8
 """Of malloc.h."""
+_TRIM_SECONDS = 2.0
 
 
 def run_cloud(
@@ -69,10 +71,12 @@ async def _serve(
         # The parent's end of the pipe closes however the parent dies.
         loop.add_reader(sys.stdin.fileno(), lambda: _drain(stop))
     server = await serve(service, listen, limits, security=security, insecure=insecure)
+    tidying = asyncio.create_task(give_memory_back(service.sessions))
     try:
         ready(server.address)
         await stop.wait()
     finally:
+        tidying.cancel()
         logger.info("shutting down; clients of open sessions are told to look elsewhere")
         await server.stop()
         service.close()
@@ -86,6 +90,24 @@ def keep_memory_together() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+async def give_memory_back(sessions: Sessions) -> None:
+    """Return to the system what sessions that are over have left, as long as this runs.
+
+    The lists and messages of a long session lie between those of others, where free alone leaves
+    them to this process: 14 MB after a thousand sessions of half an hour.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # another C library
+        return
+    seen = sessions.ended
+    while True:
+        await asyncio.sleep(_TRIM_SECONDS)
+        if sessions.ended != seen:
+            seen = sessions.ended
+            await asyncio.to_thread(trim, 0)
 
 
 def _drain(stop: asyncio.Event) -> None:

@@ -43,6 +43,8 @@ class Sessions:
         self._changed = threading.Condition()
         self._reaper: threading.Thread | None = None
         self._closed = False
+        self.ended = 0
+        """Sessions that are over."""
         self.evictions = 0
         self.resumed = 0
         """Sessions that a client found again after its link broke."""
@@ -204,6 +206,7 @@ class Sessions:
 
     def _remove(self, name: str) -> _Entry:
         entry = self._entries.pop(name)
+        self.ended += 1
         self._grant(entry, 0)
         metrics.SESSIONS.dec()
         return entry
