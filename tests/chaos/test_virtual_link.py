@@ -20,6 +20,7 @@ from tests.support import random_artifact
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import LinkError, Unreachable
 from collm.limits import Limits
+from collm.link.base import Link
 from collm.link.clock import VirtualClock
 from collm.link.faulty import Faults, FaultyCloud
 from collm.model.artifact import Artifact
@@ -105,7 +106,8 @@ class World:
             service(), self.clock, faults, seed=seed, limits=limits, restarted=service
         )
         mode, _, _, how = ANSWERS[name]
-        generation = replace(how, mode=mode, max_tokens=TOKENS, ignore_eos=True, **how_else)  # type: ignore[arg-type]
+        changes = {"max_tokens": TOKENS, **how_else}
+        generation = replace(how, mode=mode, ignore_eos=True, **changes)  # type: ignore[arg-type]
         return self.edges[name].answer(prompt, generation)
 
 
@@ -154,6 +156,7 @@ def test_sessions_take_no_more_than_they_were_granted(
     monkeypatch.setattr(CloudConversation, "receive", audited)
     for seed in range(3):
         world.begin(name, KINDS["everything"], seed, prompt=long).finish()
+        world.begin(name, KINDS["everything"], seed, max_tokens=80).finish()
     assert most[0] > 0
 
 
@@ -281,6 +284,46 @@ def test_an_answer_may_begin_without_a_cloud(
         assert given_up == sorted(given_up)  # what comes after a provisional token is that too
         assert all(given_up) or name == "threshold"  # there exits may be sure
         assert given_up[-1]
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("before_welcome", [True, False])
+def test_a_cloud_that_comes_and_goes_is_as_good_as_none(
+    artifact: Artifact, stage: Stage, name: str, before_welcome: bool
+) -> None:
+    """Every link breaks before it has brought an answer, until it is too late."""
+    limits = replace(LIMITS, resume_seconds=30.0)
+    world = World(artifact, stage, limits, begin_offline=True)
+    answer = world.begin(name, Faults(), 0, limits)
+    cloud = world.cloud
+    assert cloud is not None
+    told, connect = 0, cloud.connect
+
+    def connect_and_break() -> Link:
+        link = connect()
+        if before_welcome:
+            cloud.cut()
+        elif told >= 3:
+            receive, asked = link.receive, list[float]()
+
+            def break_late(timeout: float) -> bytes:
+                asked.append(timeout)
+                if len(asked) == 2:  # after the Welcome
+                    world.clock.advance(limits.resume_seconds + 1)
+                    cloud.cut()
+                return receive(timeout)
+
+            link.receive = break_late  # type: ignore[method-assign]
+        return link
+
+    cloud.connect = connect_and_break  # type: ignore[method-assign]
+    for piece in answer.with_previews():
+        world.clock.advance(0.5)
+        told += not piece.preview
+        if told == 3 and not piece.preview:
+            cloud.cut()
+    assert len(answer.account.tokens) == TOKENS
+    assert answer.account.tokens[-1].provisional
 
 
 @pytest.mark.parametrize("name", WAITING)

@@ -173,6 +173,50 @@ def test_who_comes_back_is_not_counted_twice(artifact: Artifact) -> None:
     service.close()
 
 
+def test_who_has_lost_a_session_cannot_take_another(artifact: Artifact) -> None:
+    """A link whose session went on elsewhere has no say any more, and all memory comes back."""
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    links = [service.open(Peer(name)) for name in "abc"]
+    names = []
+    for link in links:
+        (frame,) = link.receive(encode(hello(artifact)))
+        welcome = decode_cloud(frame, LIMITS)
+        assert isinstance(welcome, Welcome)
+        names.append(welcome.session_id)
+        list(link.receive(encode(Append(epoch=0, base=0, token_ids=(5, 6), rows=None))))
+    list(links[1].receive(encode(Attach(session_id=names[0], epoch=1, position=2))))
+    for theirs in (names[2], names[0]):
+        with pytest.raises(Refused, match="another link"):
+            list(links[0].receive(encode(Attach(session_id=theirs, epoch=2, position=0))))
+    list(links[1].receive(encode(Append(epoch=1, base=2, token_ids=(7,), rows=None))))
+    list(links[2].receive(encode(Append(epoch=0, base=2, token_ids=(7,), rows=None))))
+    for link in links:
+        list(link.receive(encode(Bye())))
+    assert (len(service.sessions), service.sessions.bytes) == (0, 0)
+    service.close()
+
+
+def test_a_session_is_found_by_the_name_its_client_knows(artifact: Artifact) -> None:
+    """The answer to an Attach was lost with its link: the next one still says the old name."""
+    limits = replace(LIMITS, max_identity_sessions=1)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    first = service.open(Peer("a"))
+    (frame,) = first.receive(encode(hello(artifact)))
+    welcome = decode_cloud(frame, LIMITS)
+    assert isinstance(welcome, Welcome)
+    name = welcome.session_id
+    list(first.receive(encode(Append(epoch=0, base=0, token_ids=(5, 6, 7), rows=None))))
+    links = [service.open(Peer("a")) for _ in range(2)]
+    attach = encode(Attach(session_id=name, epoch=1, position=3))
+    for link in links:
+        list(link.receive(encode(hello(artifact, resumes=name))))
+        for _ in range(2):  # and once more, as after a crop
+            assert decode_cloud(*link.receive(attach), LIMITS) == Attached(position=3)
+    assert len(service.sessions) == 1
+    links[1].close()
+    service.close()
+
+
 def test_a_long_prompt_keeps_nobody_waiting(
     start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

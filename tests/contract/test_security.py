@@ -241,6 +241,12 @@ def test_a_certificate_is_replaced_without_a_restart(
                 connect(address, LIMITS, ClientSecurity(ca=ca))
             old.send(b"hello")
             assert old.receive(3)
+    none = tmp_path / "none.pem"
+    none.write_bytes(b"-----BEGIN CERTIFICATE-----\nnothing")
+    security = ServerSecurity(certificate=new_cert, key=new_key, client_ca=none)
+    with pytest.raises(UsageError, match=r"none\.pem: no certificates"):
+        BackgroundServer(FakeService(), "127.0.0.1:0", LIMITS, security=security)
+    security = ServerSecurity(certificate=cert, key=key)
     key.write_bytes(b"-----BEGIN nothing")
     with pytest.raises(UsageError, match="no certificate with its key"):
         BackgroundServer(FakeService(), "127.0.0.1:0", LIMITS, security=security)

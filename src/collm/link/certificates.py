@@ -40,12 +40,20 @@ class _Files:
         """What gRPC wants. Raises UsageError."""
         pair = read_pem(self._key), read_pem(self._certificate)
         ca = read_pem(self._client_ca) if self._client_ca is not None else None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
-        except (ssl.SSLError, OSError) as error:
+            # A password would be asked for at the terminal, of nobody.
+            context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+        except (OSError, ValueError) as error:  # SSLError is an OSError
             raise UsageError(
-                f"{self._certificate} and {self._key}: no certificate with its key ({error})"
+                f"{self._certificate} and {self._key}: no certificate with its key, or the key "
+                f"has a password ({error})"
             ) from None
+        try:
+            if ca is not None:
+                context.load_verify_locations(cadata=ca.decode(errors="replace"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self._client_ca}: no certificates ({error})") from None
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
 
     def changed(self) -> Any:

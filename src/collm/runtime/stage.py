@@ -172,7 +172,8 @@ class StageSession:
         positions = self.position + more
         caches = sum(chain.cache_bytes(positions) for chain in self._chains)
         rows = sum(kept.bytes_to(positions) for kept in self._rows.values())
-        return caches + rows + sum(e.cache.bytes for e in self._exits.values())
+        adapters = [self.stage.exits[cut].adapter for cut in self._exits]
+        return caches + rows + sum(one.cache_bytes(positions) for one in adapters if one)
 
     def append_ids(self, ids: Sequence[int]) -> None:
         """Add token ids for the next positions. Raises ContextFull."""

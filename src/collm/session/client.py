@@ -54,7 +54,7 @@ class CloudClient(Closing):
 
     wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
     dial: makes another link where `link` breaks; None: the session ends with it. link: None where
-    none is up yet, and dial has to make it.
+    none is up yet. begin_offline: as for `Connection`.
     Raises Refused, LinkError and ProtocolError, as all of its methods do.
     """
 
@@ -69,6 +69,7 @@ class CloudClient(Closing):
         wire_format: str = "f32",
         dial: Callable[[], Link] | None = None,
         clock: Clock = REAL_CLOCK,
+        begin_offline: bool = False,
     ) -> None:
         self._clock = clock
         self._vocabulary = vocabulary
@@ -94,7 +95,7 @@ class CloudClient(Closing):
             wire_format=wire_format,
             software=f"collm {__version__}",
         )
-        self.connection = Connection(link, hello, self._at, limits, dial, clock)
+        self.connection = Connection(link, hello, self._at, limits, dial, clock, begin_offline)
 
     @property
     def bytes_up(self) -> int:
@@ -219,9 +220,9 @@ class CloudClient(Closing):
         base = self.sent - len(draft) - 1
         frame = encode(Score(epoch=self._at.epoch, base=base, draft=tuple(draft)))
         with self._requesting(lambda: frame):
-            self._count(len(draft) + 1)
             self._catch_up()
             scored = self._expect(Scored, while_up=while_up)
+        self._count(len(draft) + 1)
         self._at.keep = base
         if (scored.epoch, scored.base) != (self._at.epoch, base) or len(scored.ranks) != len(draft):
             raise ProtocolError("the cloud's scores are not about this draft")

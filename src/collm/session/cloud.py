@@ -34,6 +34,7 @@ from collm.wire.messages import (
     Bye,
     CloudMessage,
     Evicted,
+    Generate,
     Heartbeat,
     Hello,
     Pong,
@@ -139,6 +140,8 @@ class CloudConversation:
                     self._check_owner(held)
                     if held.is_dropped:
                         break
+                    if isinstance(message, Generate):  # it grows as it goes
+                        self._service.sessions.make_room(self._id, held.bytes_for(message))
                     self._service.sessions.used(self._id)
                     started = time.perf_counter()
                     reply = next(replies, _END)
@@ -197,6 +200,7 @@ class CloudConversation:
             self._held = found
         self._said_evicted = False
         with found.lock:
+            self._check_owner(found)
             position = found.attach(message)
         self._log(f"attached to {message.session_id[:8]}, {position} positions held")
         return Attached(position=position)

@@ -60,7 +60,8 @@ class Connection:
     """See the module. Used by one thread; raises LinkError, Refused and ProtocolError.
 
     link: is up, and taken over; None: one is still to be found. dial: makes another; None: the
-    session ends with its link.
+    session ends with its link. begin_offline: do not wait for another where `link` breaks before
+    the cloud has said Welcome.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Connection:
         limits: Limits,
         dial: Callable[[], Link] | None = None,
         clock: Clock = REAL_CLOCK,
+        begin_offline: bool = False,
     ) -> None:
         self._clock = clock
         self._link = link
@@ -96,16 +98,18 @@ class Connection:
         """Bytes sent again."""
         if link is None:
             assert dial is not None  # or there never would be a link
-            self._given_up_at = clock.now() + limits.resume_seconds
-            self._redial = _Redial(dial, None, hello, limits, 0.0, clock)
+            self._begin_without(dial, None)
         else:
             try:
-                welcome = _greet(link, hello, limits)
+                self._session_id = _greet(link, hello, limits).session_id
             except LinkError as error:
                 if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
                     raise
-                self._link, welcome = self._first_link(dial, link, error)
-            self._session_id = welcome.session_id
+                if begin_offline:
+                    self._begin_without(dial, link)
+                else:
+                    self._link, welcome = self._first_link(dial, link, error)
+                    self._session_id = welcome.session_id
         self._dial = dial
 
     @property
@@ -193,21 +197,29 @@ class Connection:
     ) -> tuple[Link, Welcome]:
         """Another link, where the first one broke before the cloud's Welcome."""
         redial = _Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
-        found = redial.wait(self._limits.resume_seconds)
+        try:
+            found = redial.wait(self._limits.resume_seconds)
+        except BaseException:  # also Ctrl-C
+            redial.stop()
+            raise
         if found is None:
             redial.stop()
             raise error
         return found
 
+    def _begin_without(self, dial: Callable[[], Link], broken: Link | None) -> None:
+        """Look for the first link in the background."""
+        self._link = None
+        self._given_up_at = self._clock.now() + self._limits.resume_seconds
+        self._redial = _Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
+
     def _broke(self, error: LinkError) -> None:
-        """Look for a cloud; raises `error` where that is not wanted."""
+        """Look for a cloud; raises `error` where that is not wanted. `receive` gives up in time."""
         if self._dial is None or self._link is None:
             raise error
         now = self._clock.now()
         if self._given_up_at is None:
             self._given_up_at = now + self._limits.resume_seconds
-        if now > self._given_up_at:
-            raise error
         logger.info("session %s: %s; looking for a cloud", self._session_id[:8], error)
         self._bytes_up, self._bytes_down = self.bytes_up, self.bytes_down
         pause = error.retry_seconds if isinstance(error, Refused) else 0.0
@@ -218,6 +230,7 @@ class Connection:
         self._breaks += 1
         hello = replace(self._hello, resumes=self._session_id)
         self._redial = _Redial(self._dial, self._link, hello, self._limits, pause, self._clock)
+        self._redial.last_error = error
         self._link = None
         self._attaching, self._attached_as = False, ""
 
@@ -234,6 +247,7 @@ class Connection:
                 )
             raise CloudAway(f"no cloud yet: {redial.last_error}")
         self._redial = None
+        self._given_up_at += self._clock.now() - redial.found_at  # it was there, and not needed
         self._link, welcome = found
         if self._session_id:
             self.reconnects += 1
@@ -291,6 +305,7 @@ class _Redial:
         self._old = old
         self._hello = hello
         self._limits = limits
+        self._clock = clock
         self._longest = limits.redial_seconds
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -298,6 +313,7 @@ class _Redial:
         self._found: tuple[Link, Welcome] | None = None
         self._fatal: Exception | None = None
         self.last_error: Exception | None = None
+        self.found_at = 0.0
         self._task = clock.repeat(self._attempt, min(pause, limits.resume_seconds), "collm-redial")
 
     @property
@@ -333,6 +349,7 @@ class _Redial:
         self._longest = min(2 * self._longest, self._limits.redial_longest_seconds)
         try:
             self._found = self._try()
+            self.found_at = self._clock.now()
             return None
         except Refused as error:
             self.last_error = error

@@ -200,10 +200,11 @@ class Edge:
         assert self._connect is not None
         again = self._connect.again if isinstance(self._connect, Dialer) else self._connect
         link: Link | None = None
+        may_begin_offline = self._begin_offline and bool(self.exits)
         try:
             link = self._connect()
         except Unreachable:
-            if not (self._begin_offline and self.exits):
+            if not may_begin_offline:
                 raise
         try:
             return CloudClient(
@@ -215,6 +216,7 @@ class Edge:
                 limits=self._limits,
                 dial=again,
                 clock=self._clock,
+                begin_offline=may_begin_offline,
             )
         except BaseException:
             if link is not None:

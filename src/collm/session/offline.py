@@ -5,7 +5,9 @@ been without the outage. For `threshold`; `verified` keeps what it writes, as ev
 there, and `refine` shows the segment that it has written.
 
 The session has to stand where every exit has been asked about the last position, and the next one
-has to be appended afterwards: then it does not matter that more was run meanwhile.
+has to be appended afterwards: then it does not matter that more was run meanwhile. An exit with a
+window may sum what it sees in another order afterwards, which changes its confidence in the last
+bits.
 """
 
 from __future__ import annotations

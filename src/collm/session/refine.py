@@ -92,7 +92,7 @@ class _Segment:
         for turn in range(rules.passes + 1):
             self._write(written, length)
             fresh = written[fixed:]
-            scored = yield from self._score(start + fixed, [one.token for one in fresh])
+            scored = yield from self._score(start, fixed, [one.token for one in written])
             if scored is None:
                 for one in fresh:
                     one.token = replace(one.token, provisional=True)
@@ -150,13 +150,14 @@ class _Segment:
                     return
 
     def _score(
-        self, first: int, tokens: Sequence[EmittedToken]
+        self, start: int, fixed: int, tokens: Sequence[EmittedToken]
     ) -> Generator[Preview, None, Scored | None]:
-        """One pass of the full model over positions [first, end), which hold these tokens.
+        """One pass of the full model over the segment of these tokens but the first, `fixed` ones.
 
-        None where there is no cloud any more.
+        start: the segment's first position. None where there is no cloud any more.
         """
         run, client, scored, is_shown = self._run, self._client, None, False
+        first = start + fixed
         if self._is_given_up:
             return None
         with run.at_edge():
@@ -167,7 +168,7 @@ class _Segment:
                 scored = client.score(run.ids[first:], while_up=not is_shown)
             except CloudAway:
                 is_shown = True
-                for index, token in enumerate(tokens, first - run.account.prompt_tokens):
+                for index, token in enumerate(tokens, start - run.account.prompt_tokens):
                     yield Preview(replace(token, provisional=True), index)
             except Unreachable:
                 self._is_given_up = True

@@ -30,6 +30,8 @@ class _Entry:
     """When its link broke; None: it has one."""
     granted: int = 0
     """Bytes that it may take."""
+    was: str = ""
+    """Its name before it was taken over: a client that never heard so may come back by that."""
 
 
 class Sessions:
@@ -67,11 +69,10 @@ class Sessions:
         """
         with self._changed:
             most = self._limits.max_identity_sessions
-            others = [
-                e
-                for its_name, e in self._entries.items()
-                if its_name != resumes or e.held.identity != held.identity
-            ]
+            resumed = self._entries.get(self._called(resumes)) if resumes else None
+            if resumed is not None and resumed.held.identity != held.identity:
+                resumed = None  # somebody else's
+            others = [entry for entry in self._entries.values() if entry is not resumed]
             theirs = sum(e.held.identity == held.identity and e.left_at is None for e in others)
             if most and theirs >= most:
                 seconds = self._limits.retry_seconds
@@ -153,11 +154,17 @@ class Sessions:
         Where it is gone, `fresh` takes its place. Raises Refused for somebody else's.
         """
         with self._changed:
+            mine = self._entries.get(new)
+            if mine is None or mine.held is not fresh:
+                raise Refused("protocol", "the session goes on over another link")
+            old = self._called(old)
             entry = self._entries.get(old)
             if entry is None:
                 self.lost += 1
                 metrics.ATTACHED.labels("no").inc()
                 return fresh
+            if entry is mine:
+                return fresh  # taken over already: its client had not heard of it
             found = entry.held
             if found.identity != identity:
                 raise Refused("identity", "the session belongs to somebody else")
@@ -166,6 +173,7 @@ class Sessions:
             del self._entries[old]
             self._remove(new)
             self._entries[new] = entry
+            entry.was = old
             entry.left_at, entry.used_at = None, time.monotonic()
             self.resumed += 1
             metrics.ATTACHED.labels("yes").inc()
@@ -181,6 +189,12 @@ class Sessions:
             self._changed.notify_all()
         for entry in entries:
             entry.held.close()
+
+    def _called(self, name: str) -> str:
+        """What the session is called now that its client knows by this name."""
+        if name in self._entries:
+            return name
+        return next((new for new, entry in self._entries.items() if name == entry.was), name)
 
     def _evict(self, keep: _Entry, most: int) -> None:
         """Take the memory of those that spoke longest ago until no more than `most` is granted."""

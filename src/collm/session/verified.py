@@ -35,6 +35,8 @@ _PAIR = 2
 _MOST_ASKED = 4
 _LONGEST = 64
 """Tokens of one draft, where many were written without a cloud."""
+_MOST_OFFLINE = 1024
+"""Tokens written without a cloud; all their drafts may be out at a time."""
 
 
 def verified(run: Run) -> Tokens:
@@ -151,7 +153,7 @@ class _Draft:
         return self.drafter.has_exits and self._may_write(self.room - 1)  # a verdict has one more
 
     def _may_write(self, most: int) -> bool:
-        return not self.ended and len(self.run.ids) - self.settled < most
+        return not self.ended and len(self.run.ids) - self.settled < min(most, _MOST_OFFLINE)
 
     def write_offline(self) -> bool:
         """Go on with what the exits say, sure or not; whether there was anything to say."""
