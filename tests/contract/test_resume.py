@@ -36,6 +36,7 @@ from collm.wire.messages import (
     Hello,
     Refusal,
     Verdict,
+    Verify,
     Welcome,
 )
 
@@ -193,6 +194,26 @@ def test_who_has_lost_a_session_cannot_take_another(artifact: Artifact) -> None:
     for link in links:
         list(link.receive(encode(Bye())))
     assert (len(service.sessions), service.sessions.bytes) == (0, 0)
+    service.close()
+
+
+@pytest.mark.parametrize("name", ["", "none", "0" * 32])
+def test_no_name_is_nobodys_session(artifact: Artifact, name: str) -> None:
+    """A name that no session has takes none over, and exempts none from being counted."""
+    limits = replace(LIMITS, max_identity_sessions=2)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    honest, stranger = service.open(Peer("a")), service.open(Peer("b"))
+    for link in (honest, stranger):
+        list(link.receive(encode(hello(artifact, resumes=name))))
+    with pytest.raises(Refused, match="2 sessions at once"):
+        list(service.open(Peer("c")).receive(encode(hello(artifact, resumes=name))))
+    list(honest.receive(encode(Append(epoch=0, base=0, token_ids=(5, 6, 7), rows=None))))
+    attach = encode(Attach(session_id=name, epoch=1, position=3))
+    assert decode_cloud(*stranger.receive(attach), LIMITS) == Attached(position=0)
+    (reply,) = honest.receive(encode(Verify(epoch=0, base=2, draft=(), sampling=Sampling())))
+    assert isinstance(decode_cloud(reply, LIMITS), Verdict)
+    for link in (honest, stranger):
+        list(link.receive(encode(Bye())))
     service.close()
 
 

@@ -30,7 +30,7 @@ class _Entry:
     """When its link broke; None: it has one."""
     granted: int = 0
     """Bytes that it may take."""
-    was: str = ""
+    was: str | None = None
     """Its name before it was taken over: a client that never heard so may come back by that."""
 
 
