@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -64,12 +65,12 @@ class Peer:
     """Whose credentials it showed; empty where none are asked for."""
 
 
-class Closing:
+class Closing(ABC):
     """Has a `close`, which the end of a `with` block calls."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give everything back."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
