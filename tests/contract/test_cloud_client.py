@@ -27,7 +27,7 @@ from collm.policy.sampling import choose, log_probability
 from collm.runtime.stage import Stage, StageSession
 from collm.session.client import F32, CloudClient
 from collm.session.cloud import CloudConversation, CloudService
-from collm.wire.codec import ROW_FORMATS, cast_rows
+from collm.wire.codec import ROW_FORMATS, cast_rows, row_bytes
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Scored, Verdict
 
@@ -129,7 +129,7 @@ def test_verified_text_is_that_of_the_model_with_the_same_cast(
         ids.append(token)
 
 
-def test_rows_take_as_many_bytes_as_their_format_says(world: World) -> None:
+def test_rows_take_no_more_bytes_than_their_format_says(world: World) -> None:
     ids = token_ids(1, 100)
     rows = world.rows(ids)
     up = {}
@@ -139,8 +139,9 @@ def test_rows_take_as_many_bytes_as_their_format_says(world: World) -> None:
         client.append(ids, rows)
         up[wire_format] = client.bytes_up - before
     hidden = world.artifact.architecture.hidden_size
-    assert up["f32"] - up["f16"] == pytest.approx(100 * 2 * hidden, abs=9)
-    assert up["f32"] - up["int8"] == pytest.approx(100 * (3 * hidden - 28), abs=9)
+    for wire_format in ROW_FORMATS:
+        assert 100 * (row_bytes(wire_format, hidden) + 4) + 30 - up[wire_format] > 0
+    assert up["int4"] < up["int8"] < 0.75 * up["f16"] < up["f32"]
 
 
 def test_a_cloud_of_cut_0_is_sent_ids_whatever_the_format(world: World) -> None:

@@ -47,7 +47,7 @@ def test_decoding_makes_no_copy() -> None:
 
 def test_ids_carry_nothing() -> None:
     assert not carries_rows("ids")
-    assert ROW_FORMATS == ("f32", "f16", "int8")
+    assert ROW_FORMATS == ("f32", "f16", "int8", "int4")
     assert all(carries_rows(wire_format) for wire_format in ROW_FORMATS)
     assert encode_rows("ids", ROWS) == b""
     assert decode_rows("ids", b"", 5, 16, LIMITS).shape == (5, 0)

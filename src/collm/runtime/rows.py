@@ -13,10 +13,11 @@ _LEAST = 16
 class RowBuffer:
     """float32 rows of positions [first, end); grows at the end, is dropped at the start."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, position: int = 0) -> None:
+        """Holds nothing yet; the first row to be added is that of `position`."""
         self._data: F32 = np.empty((0, width), dtype=np.float32)
-        self.first = 0
-        self.end = 0
+        self.first = position
+        self.end = position
 
     @property
     def bytes(self) -> int:

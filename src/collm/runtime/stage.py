@@ -16,7 +16,7 @@ lone row left over after whole tiles. Exits guess; they always run unpadded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,10 +149,18 @@ class StageSession:
         self._exits = {
             cut: ExitSession(exit_head, [self._rows[c] for c in (cut, *exit_head.entry.feed)])
             for cut, exit_head in stage.exits.items()
-            if self._rows.keys() >= {cut, *exit_head.entry.feed}
+            if self._has_rows_for(exit_head.entry)
         }
-        self._fed_from = {
-            bound: [e for cut, e in self._exits.items() if bound in stage.exits[cut].entry.feed]
+        self._fed_from = self._find_fed()
+
+    def _has_rows_for(self, entry: ExitEntry) -> bool:
+        return self._rows.keys() >= {entry.cut, *entry.feed}
+
+    def _find_fed(self) -> dict[int, list[ExitSession]]:
+        """The exits that read the rows at a boundary beside those at their own."""
+        exits = self.stage.exits
+        return {
+            bound: [e for cut, e in self._exits.items() if bound in exits[cut].entry.feed]
             for bound in self._bounds
         }
 
@@ -167,10 +175,14 @@ class StageSession:
         caches = [*self._caches, *(e.cache for e in self._exits.values())]
         return sum(c.bytes for c in caches) + sum(r.bytes for r in self._rows.values())
 
-    def bytes_with(self, more: int) -> int:
-        """At most the `bytes` after `more` further positions are appended and run."""
+    def bytes_with(self, more: int, *, from_ids: bool = False) -> int:
+        """At most the `bytes` after `more` further positions are appended and run.
+
+        from_ids: or while `restart` makes up the layers below, too.
+        """
         positions = self.position + more
-        caches = sum(chain.cache_bytes(positions) for chain in self._chains)
+        chains = self.stage.chains if from_ids else self._chains
+        caches = sum(chain.cache_bytes(positions) for chain in chains)
         rows = sum(kept.bytes_to(positions) for kept in self._rows.values())
         adapters = [self.stage.exits[cut].adapter for cut in self._exits]
         return caches + rows + sum(one.cache_bytes(positions) for one in adapters if one)
@@ -198,6 +210,51 @@ class StageSession:
                 self._done[i] = end
                 self._rows[self._bounds[i + 1]].append(made)
                 self._forget(self._bounds[i], self._done[i])
+
+    def restart(self, start: int, ids: Sequence[int], most: int) -> Iterator[None]:
+        """Take the rows to come at the boundary `start`; yields between parts of `most` rows.
+
+        ids: those of all positions held. From them comes what the layers between a lower `start`
+        and the old one keep of these positions: by the two-row rule, where those who ran them
+        before compute alike, what they kept. Exits that read states below a higher `start` are
+        gone for good. Raises PlacementError.
+        """
+        stage, first, old = self.stage, *self._places(start)
+        if first > old:
+            while (done := self.run_to(start)) < self.position:
+                self.run(start, done + most)
+                yield None
+            for bound in stage.bounds[old:first]:
+                del self._rows[bound]
+            self._caches, self._done = self._caches[first - old :], self._done[first - old :]
+            lost = [cut for cut in self._exits if not self._has_rows_for(stage.exits[cut].entry)]
+            for cut in lost:
+                del self._exits[cut]
+        elif first < old:
+            chains = stage.chains[:old]
+            caches = [chain.new_cache() for chain in chains]
+            for at in range(0, len(ids), most):
+                rows = stage.embed(ids[at : at + most])
+                for chain, cache in zip(chains, caches, strict=True):
+                    rows = self._run_chain(chain, cache, rows, at)
+                yield None
+            self._caches = [*caches[first:], *self._caches]
+            self._done = [self.position] * (old - first) + self._done
+            width = stage.architecture.hidden_size
+            for bound in stage.bounds[first:old]:
+                self._rows[bound] = RowBuffer(width, self.position)
+        self._bounds, self._chains = stage.bounds[first:], stage.chains[first:]
+        self._fed_from = self._find_fed()
+
+    def _places(self, start: int) -> tuple[int, int]:
+        """Indices of the boundaries `start` and the one that rows have come at."""
+        bounds = self.stage.bounds
+        if start not in bounds[:-1]:
+            raise PlacementError(
+                f"rows at layer {start}: this stage takes them at "
+                f"{', '.join(map(str, bounds[:-1]))}"
+            )
+        return bounds.index(start), bounds.index(self._bounds[0])
 
     def hidden_at(self, layer: int, first: int) -> F32:
         """Hidden states after `layer` layers, positions [first, position): float32 [n, d].

@@ -31,13 +31,11 @@ from collm.session.connection import Connection
 from collm.session.replay import ReplayLog
 from collm.session.standing import Question, Standing
 from collm.wire.encoding import encode
+from collm.wire.handshake import hello_of
 from collm.wire.messages import (
-    PROTOCOL_MAJOR,
-    PROTOCOL_MINOR,
     Crop,
     Finished,
     Generate,
-    Hello,
     Score,
     Scored,
     Token,
@@ -52,9 +50,9 @@ M = TypeVar("M", Welcome, Verdict, Scored)
 class CloudClient(Closing):
     """One session with a cloud. Rows go up in the background; verdicts are waited for, or not.
 
-    wire_format: how hidden states travel, one of `wire.codec.ROW_FORMATS`; token ids do at cut 0.
-    dial: makes another link where `link` breaks; None: the session ends with it. link: None where
-    none is up yet. begin_offline: as for `Connection`.
+    wire_format: one of `wire.codec.ROW_FORMATS`; at cut 0 token ids travel alone. dial: makes
+    another link where `link` breaks; None: the session ends with it. link: None where none is up
+    yet. begin_offline: as for `Connection`.
     Raises Refused, LinkError and ProtocolError, as all of its methods do.
     """
 
@@ -75,7 +73,7 @@ class CloudClient(Closing):
         self._vocabulary = vocabulary
         self._limits = limits
         wire_format = wire_format if cut else "ids"
-        self._at = Standing(ReplayLog(wire_format, limits))
+        self._at = Standing(ReplayLog(cut, wire_format, limits))
         self._late: deque[tuple[Verdict, float]] = deque(maxlen=limits.max_questions)
         self._run_to = 0
         self.sent = 0
@@ -87,14 +85,7 @@ class CloudClient(Closing):
         """
         self.heads_run = 0
         """Positions at which it has computed logits for us."""
-        hello = Hello(
-            protocol_major=PROTOCOL_MAJOR,
-            protocol_minor=PROTOCOL_MINOR,
-            fingerprint=fingerprint,
-            cut=cut,
-            wire_format=wire_format,
-            software=f"collm {__version__}",
-        )
+        hello = hello_of(f"collm {__version__}", fingerprint, cut, wire_format)
         self.connection = Connection(link, hello, self._at, limits, dial, clock, begin_offline)
 
     @property
@@ -244,6 +235,15 @@ class CloudClient(Closing):
         self._at.note_crop(position)
         self._cropped(position)
 
+    def recut(self, cut: int, wire_format: str) -> None:
+        """Rows to come are from another cut, or in another format. Needs that no draft is out."""
+        self._check_settled()
+        wire_format = wire_format if cut else "ids"
+        if (cut, wire_format) != (self._at.log.cut, self._at.log.wire_format):
+            self.rows_run += self._run_to if cut < self._at.log.cut else 0
+            self._at.log.recut(cut, wire_format)
+            self.connection.send(self._at.log.recut_frame(self.sent, self._at.epoch))
+
     def generate(
         self, max_tokens: int, stop_ids: Sequence[int], sampling: Sampling
     ) -> Iterator[Token]:
@@ -288,9 +288,8 @@ class CloudClient(Closing):
                 made.append(reply.token_id)
                 self._at.log.extend([reply.token_id], None)
                 yield reply
-        # A cloud appends each of its tokens but the last.
         self._at.log.crop(base + max(0, len(made) - 1))
-        self.sent = self._run_to = len(self._at.log)
+        self.sent = self._run_to = len(self._at.log)  # a cloud appends each token but its last
 
     def close(self) -> None:
         """Say goodbye and end the link. Idempotent."""

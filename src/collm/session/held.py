@@ -26,6 +26,7 @@ from collm.limits import Limits
 from collm.policy.sampling import log_probability
 from collm.runtime.stage import Stage, StageSession
 from collm.session.self_draft import SelfDraft, generate, judge
+from collm.wire.codec import WIRE_FORMATS
 from collm.wire.messages import (
     Append,
     Attach,
@@ -33,13 +34,14 @@ from collm.wire.messages import (
     Crop,
     Generate,
     Hello,
+    Recut,
     Score,
     Scored,
     Verdict,
     Verify,
 )
 
-Said: TypeAlias = Append | Verify | Score | Generate | Crop
+Said: TypeAlias = Append | Verify | Score | Generate | Crop | Recut
 """What is a session's own business."""
 
 
@@ -59,6 +61,7 @@ class HeldSession:
         """Exits that were asked before do not start over: later answers do without drafts."""
         self.cut = hello.cut
         self.wire_format = hello.wire_format
+        self.began_as = (hello.cut, hello.wire_format)
         self.identity = identity
         self.lock = threading.Lock()
         self.is_dropped = False
@@ -92,6 +95,8 @@ class HeldSession:
     def bytes_for(self, message: Said) -> int:
         """At most the memory that this session takes when the message is dealt with."""
         more = 0
+        if isinstance(message, Recut):
+            return self._session.bytes_with(0, from_ids=message.cut < self.cut)
         if isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
@@ -118,6 +123,8 @@ class HeldSession:
             yield self._score(session, message, seconds)
         elif isinstance(message, Generate):
             yield from self._generate(session, message)
+        elif isinstance(message, Recut):
+            yield from self._recut(session, message)
         else:
             self._crop(session, message.position, message.epoch)
 
@@ -135,6 +142,7 @@ class HeldSession:
     def drop(self) -> None:
         """Give the memory back and forget the text."""
         self._session.close()
+        self.cut, self.wire_format = self.began_as
         self._session = self._stage.open(self.cut)
         self._ids, self._judged, self._next, self._has_drafted = [], 0, None, False
         self.is_dropped = True
@@ -164,6 +172,26 @@ class HeldSession:
         else:
             session.append_hidden(message.rows[-len(ids) :])
         self._ids.extend(ids)
+
+    def _recut(self, session: StageSession, message: Recut) -> Iterator[None]:
+        if message.epoch < self._epoch:
+            return  # sent before the client knew of a crop, and said before what that took back
+        if message.epoch != self._epoch or message.position != session.position:
+            raise ProtocolError(
+                f"a recut in epoch {message.epoch} at {message.position} positions; this session "
+                f"holds epoch {self._epoch}, {session.position} positions"
+            )
+        if (message.cut, message.wire_format) == (self.cut, self.wire_format):
+            return
+        if message.wire_format not in WIRE_FORMATS or (message.cut == 0) != (
+            message.wire_format == "ids"
+        ):
+            raise ProtocolError(f"a recut to layer {message.cut} in {message.wire_format[:40]!r}")
+        if message.cut != self.cut:
+            # Exits that draft would need every position's states from the first on.
+            self._has_drafted = True
+            yield from session.restart(message.cut, self._ids, self._limits.turn_rows)
+        self.cut, self.wire_format = message.cut, message.wire_format
 
     def _run(self, session: StageSession, end: int) -> Generator[None, None, float]:
         """Run what is pending before `end`, a part a turn: a long prompt keeps nobody waiting.

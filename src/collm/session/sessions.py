@@ -168,7 +168,7 @@ class Sessions:
             found = entry.held
             if found.identity != identity:
                 raise Refused("identity", "the session belongs to somebody else")
-            if (found.cut, found.wire_format) != (fresh.cut, fresh.wire_format):
+            if found.began_as != fresh.began_as:
                 raise Refused("placement", "the session has another cut or wire format")
             del self._entries[old]
             self._remove(new)

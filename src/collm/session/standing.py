@@ -95,9 +95,15 @@ class Standing:
         self.questions = deque(replace(one, crops=0) for one in self.questions)
         for question in tuple(self.questions):
             end = question.base + question.drafted + 1
-            yield from self.log.frames(held, end, self.epoch)
+            yield from self._frames(held, end)
             held = max(held, end)
             yield question.frame(self.epoch)
-        yield from self.log.frames(held, len(self.log), self.epoch)
+        yield from self._frames(held, len(self.log))
         if self.request is not None:
             yield self.request()
+
+    def _frames(self, start: int, end: int) -> Iterator[bytes]:
+        """For a cloud that holds `start` positions, whatever it was last told of cut and format."""
+        if self.log.has_changed:
+            yield self.log.recut_frame(start, self.epoch)
+        yield from self.log.frames(start, end, self.epoch)

@@ -2,12 +2,13 @@
 
 A new format is one more `RowCodec` in `_CODECS`. All formats are little-endian and row-major,
 and a format's rows all take the same number of bytes, so that a payload's length is known
-from its shape before memory is taken. Decoded rows take at most four times their payload.
+from its shape before memory is taken. Decoded rows take at most eight times their payload.
 
 `ids`   nothing: the receiver has the layers below the cut
 `f32`   as computed
 `f16`   IEEE half precision; values beyond ±65,504 become ±65,504, never infinite
 `int8`  a byte a value and a scale a row, the largest values whole: see `int8.py`
+`int4`  half a byte a value and a scale for every 32, the largest values whole: see `int4.py`
 
 A row's bytes depend on that row alone, so the receiver sees the same however rows were grouped;
 with a lossy format `cast_rows` gives the states that an exact reference begins with.
@@ -25,7 +26,7 @@ import numpy as np
 
 from collm.errors import ProtocolError
 from collm.limits import Limits
-from collm.wire import int8
+from collm.wire import int4, int8
 from collm.wire.messages import Rows
 
 _F32: Final = np.dtype("<f4")
@@ -78,6 +79,7 @@ _CODECS: Final[dict[str, RowCodec]] = {
         decode=_decode_f16,
     ),
     "int8": RowCodec(row_bytes=int8.row_bytes, encode=int8.encode, decode=int8.decode),
+    "int4": RowCodec(row_bytes=int4.row_bytes, encode=int4.encode, decode=int4.decode),
 }
 
 WIRE_FORMATS: Final = tuple(_CODECS)
@@ -92,6 +94,11 @@ def _codec(wire_format: str) -> RowCodec:
         known = ", ".join(WIRE_FORMATS)
         raise ProtocolError(f"unknown wire format {wire_format[:40]!r}; known are {known}")
     return codec
+
+
+def row_bytes(wire_format: str, hidden: int) -> int:
+    """Bytes of one row of `hidden` values; 0 for `ids`. Raises `ProtocolError` if unknown."""
+    return _codec(wire_format).row_bytes(hidden)
 
 
 def carries_rows(wire_format: str) -> bool:

@@ -15,7 +15,8 @@ from collm.errors import PromptError, ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
-from collm.wire.codec import carries_rows, decode_rows
+from collm.wire.codec import carries_rows, decode_rows, row_bytes
+from collm.wire.compression import decompressed
 from collm.wire.messages import (
     ATTACH_MINOR,
     FINISH_REASONS,
@@ -33,6 +34,7 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Pong,
+    Recut,
     Refusal,
     Score,
     Scored,
@@ -73,6 +75,13 @@ def decode_client(
         case "crop":
             position = checks.bounded("position", envelope.crop.position, limits.max_positions)
             return Crop(epoch=envelope.crop.epoch, position=position)
+        case "recut":
+            return Recut(
+                epoch=envelope.recut.epoch,
+                position=checks.bounded("position", envelope.recut.position, limits.max_positions),
+                cut=checks.bounded("cut", envelope.recut.cut, limits.max_layers),
+                wire_format=checks.text("wire format", envelope.recut.wire_format, limits),
+            )
         case "attach":
             return Attach(
                 session_id=checks.text("session id", envelope.attach.session_id, limits),
@@ -163,7 +172,11 @@ def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> A
     checks.bounded("base", body.base, limits.max_positions)
     checks.bounded("end of Append", body.base + count, limits.max_positions)
     # `decode_rows` refuses a payload under `ids` and a missing one under any other format.
-    decoded = decode_rows(wire_format, body.rows, count, hidden, limits)
+    payload = body.rows
+    if body.compressed:
+        size = count * row_bytes(wire_format, hidden)
+        payload = decompressed(payload, size, limits)
+    decoded = decode_rows(wire_format, payload, count, hidden, limits)
     return Append(
         epoch=body.epoch,
         base=body.base,

@@ -15,6 +15,7 @@ from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
 from collm.wire.codec import carries_rows, encode_rows
+from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
     Append,
@@ -30,6 +31,7 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Pong,
+    Recut,
     Refusal,
     Score,
     Scored,
@@ -58,20 +60,30 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
 
 
 def encode_append(
-    ids: Sequence[int], payload: bytes, wire_format: str, *, epoch: int, base: int, settled: bool
+    ids: Sequence[int],
+    payload: bytes,
+    wire_format: str,
+    *,
+    epoch: int,
+    base: int,
+    settled: bool,
+    compress: bool = False,
 ) -> bytes:
     """The frame of an `Append` whose rows are cast already: what `encode_rows` gave, a part of it.
 
+    compress: where that makes the frame smaller; the receiver has to be of `RECUT_MINOR` or newer.
     Raises `ProtocolError` as `encode` does.
     """
+    squeezed = compressed(payload) if compress else None
     try:
         append = pb.Append(
             epoch=epoch,
             base=base,
             token_ids=ids,
             wire_format=wire_format,
-            rows=payload,
+            rows=payload if squeezed is None else squeezed,
             settled=settled,
+            compressed=squeezed is not None,
         )
         frame = sealed(pb.Envelope(append=append).SerializeToString())
     except (ValueError, TypeError, EncodeError) as error:
@@ -109,6 +121,8 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
             return pb.Envelope(score=pb.Score(**vars(message)))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
+        case Recut():
+            return pb.Envelope(recut=pb.Recut(**vars(message)))
         case Attach():
             return pb.Envelope(attach=pb.Attach(**vars(message)))
         case Heartbeat():

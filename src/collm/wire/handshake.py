@@ -11,6 +11,18 @@ from collm.wire.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, REFUSAL_CODES, H
 _MOST_REASON_BYTES: Final = 1024
 
 
+def hello_of(software: str, fingerprint: str, cut: int, wire_format: str) -> Hello:
+    """What a client of this software says first."""
+    return Hello(
+        protocol_major=PROTOCOL_MAJOR,
+        protocol_minor=PROTOCOL_MINOR,
+        fingerprint=fingerprint,
+        cut=cut,
+        wire_format=wire_format,
+        software=software,
+    )
+
+
 def check_hello(
     hello: Hello, *, fingerprint: str, cuts: Collection[int], wire_formats: Collection[str]
 ) -> None:

@@ -61,14 +61,14 @@ def encode(rows: F32) -> bytes:
     if hidden > _MOST_HIDDEN:
         raise ProtocolError(f"a row of {hidden} values in int8; at most {_MOST_HIDDEN}")
     made = np.zeros(count, dtype=_row(hidden))
-    is_kept = _largest(np.abs(rows), min(KEPT, hidden))
+    is_kept = largest(np.abs(rows), min(KEPT, hidden))
     made["channels"] = np.nonzero(is_kept)[1].reshape(made["channels"].shape)
     made["kept"] = rows[is_kept].reshape(made["kept"].shape)
     rest = np.where(is_kept, np.float32(0), rows)
     # Of the scale only 16 bits are used: all `bytes · scale` are then exact, and the largest of
     # them gives this same scale again. Rounding down keeps it from outgrowing the kept values.
-    largest = np.abs(rest).max(axis=1, initial=0.0) / np.float32(_LARGEST)
-    scale = (largest.view(np.uint32) & np.uint32(0xFFFFFF00)).view(np.float32)[:, None]
+    size = np.abs(rest).max(axis=1, initial=0.0) / np.float32(_LARGEST)
+    scale = (size.view(np.uint32) & np.uint32(0xFFFFFF00)).view(np.float32)[:, None]
     steps = np.rint(rest / np.where(scale == 0, np.float32(np.inf), scale))
     made["scale"] = scale[:, 0]
     made["bytes"] = np.clip(steps, -_LARGEST, _LARGEST)
@@ -96,7 +96,7 @@ def decode(payload: bytes, count: int, hidden: int) -> F32:
     return values
 
 
-def _largest(sizes: F32, count: int) -> npt.NDArray[np.bool_]:
+def largest(sizes: F32, count: int) -> npt.NDArray[np.bool_]:
     """Marks the `count` largest of each row; of equal ones the first, whatever the machine."""
     if count == 0:
         return np.zeros(sizes.shape, dtype=np.bool_)

@@ -16,10 +16,12 @@ from collm.config import Sampling
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 3
+PROTOCOL_MINOR = 4
 """Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`."""
 ATTACH_MINOR = 3
 """From here on a session can be taken up again, and every frame ends with a checksum."""
+RECUT_MINOR = 4
+"""From here on a session's cut and wire format may change, and rows may be compressed."""
 
 REFUSAL_CODES = frozenset(
     {
@@ -125,6 +127,19 @@ class Crop:
 
     epoch: int
     position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recut:
+    """From `position` on, which is all that is held, rows come from `cut` in `wire_format`.
+
+    What the cloud holds stays: it makes up from the token ids what it lacks below the new cut.
+    """
+
+    epoch: int
+    position: int
+    cut: int
+    wire_format: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +273,7 @@ class Refusal:
 
 
 ClientMessage: TypeAlias = (
-    Hello | Append | Verify | Score | Generate | Crop | Attach | Heartbeat | Bye
+    Hello | Append | Verify | Score | Generate | Crop | Recut | Attach | Heartbeat | Bye
 )
 CloudMessage: TypeAlias = (
     Welcome | Verdict | Scored | Token | Finished | Attached | Evicted | Pong | Refusal
