@@ -60,6 +60,27 @@ class Refinement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way of making the full model's tokens: who does what, and what travels."""
+
+    mode: str = "verified"
+    """`verified`, or `cloud`: the cloud goes on alone."""
+    placement: int = 0
+    """Layers on the edge."""
+    exits: tuple[int, ...] | None = None
+    """Exits in use; None: all at or below the placement."""
+    wire: str = "f32"
+    """How positions travel; `ids`: the cloud runs the edge's layers itself."""
+    threshold: float = 0.6
+    draft: int = 8
+    ahead: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("verified", "cloud"):
+            raise PromptError(f"a way of mode {self.mode!r}: expected verified or cloud")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One answer: which mode, how long, how bold the drafts."""
 

@@ -71,7 +71,7 @@ class Split:
             edge.append_ids([token])
 
 
-@pytest.mark.parametrize("wire", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("wire", ["f32", "f16", "int8", "int4"])
 def test_threshold_is_ce_collms_decoding(world: World, wire: str) -> None:
     edge = world.edge("threshold", 3, exits=(1, 2), wire=wire)
     sources = set()
@@ -99,7 +99,8 @@ def test_every_position_goes_up_once(world: World) -> None:
 def test_narrow_wire_formats_send_less(world: World) -> None:
     made = replace(THRESHOLD, threshold=0.13)
     sent = [
-        finish(world.edge("threshold", 2, wire=w), made).bytes_up for w in ("f32", "f16", "int8")
+        finish(world.edge("threshold", 2, wire=w), made).bytes_up
+        for w in ("f32", "f16", "int8", "int4", "ids")
     ]
     assert sent == sorted(sent, reverse=True)
 
@@ -214,7 +215,9 @@ def test_what_cannot_be_is_refused_in_one_line(world: World) -> None:
         world.edge("refine", 0)
     with pytest.raises(PlacementError, match="first cut 3: expected one of 0, 1, 2"):
         world.edge("threshold", 2, first_cut=3)
-    with pytest.raises(PromptError, match="wire format 'f8': expected one of f32, f16, int8"):
+    with pytest.raises(
+        PromptError, match="wire format 'f8': expected one of ids, f32, f16, int8, int4"
+    ):
         world.edge("verified", 2, wire="f8")
     with pytest.raises(PromptError, match="mode 'fast': expected one of"):
         world.edge("fast", 2)

@@ -102,12 +102,29 @@ class CoherenceTracker:
         if states is None or len(states) < 2:
             return
         assert len(states) == len(ids), f"{len(ids)} tokens, {len(states)} states"
+        self._read_states(states)
+
+    def _read_states(self, states: F32) -> None:
         body = states[1:]
         self._scale = 1 / (np.sqrt(np.mean(np.square(body), axis=0)) + np.float32(1e-3))
         passages = max(1, min(len(body) // _PASSAGE, _PASSAGES))
         means = np.stack([part.mean(0) for part in np.array_split(body * self._scale, passages)])
         self._passages = _unit(means)
         self._state_sums = {0: np.zeros(states.shape[1])}
+
+    def rebase(self, states: F32, prompt: int) -> None:
+        """The states are those at another cut from now on: float32 [positions so far, d].
+
+        prompt: how many of them are the prompt's. What was read before stays.
+        """
+        if self._scale is None:
+            return
+        self._read_states(states[:prompt])
+        for index in range(1, len(self._ids) + 1):
+            at = prompt + index - 1
+            more = states[at] * self._scale if at < len(states) else 0  # noted when asked about
+            self._state_sums[index] = self._state_sums[index - 1] + more
+            self._state_sums.pop(index - 1 - _KEPT_STATES, None)
 
     def push(
         self, token_id: int, confidence: float, entropy: float, state: F32 | None = None

@@ -44,6 +44,7 @@ CPU with little L2 cache make tiles of other sizes and are not covered."""
 class Stage:
     """The blocks of `layers`, loaded; the exits asked for; the head where it is the last stage.
 
+    loaded: a stage of the same artifact whose blocks and exits are taken over where wanted.
     Raises PlacementError where `layers` does not begin and end at cuts or lacks what an exit
     reads, ArtifactError where a file is missing or damaged. Files of other blocks are never opened.
     """
@@ -57,6 +58,7 @@ class Stage:
         threads: int = 1,
         limits: Limits = DEFAULT_LIMITS,
         backend: Backend | None = None,
+        loaded: Stage | None = None,
     ) -> None:
         arch = artifact.architecture
         self.artifact = artifact
@@ -64,16 +66,30 @@ class Stage:
         self.layers = layers
         self.limits = limits
         entries = artifact.blocks(layers)
-        self._backend = backend or OnnxBackend(arch, threads, limits)
+        if backend is None and loaded is not None:
+            backend = loaded._backend
+        self._backend: Backend = backend or OnnxBackend(arch, threads, limits)
         self.bounds = (layers.start, *(block.last for block in entries))
-        self.chains = [self._backend.chain(artifact.graph(block.graph), arch) for block in entries]
+        have = loaded._graphs if loaded is not None else {}
+        self._graphs: dict[str, Chain[Any]] = {
+            block.graph: have.get(block.graph)
+            or self._backend.chain(artifact.graph(block.graph), arch)
+            for block in entries
+        }
+        self.chains = list(self._graphs.values())
         self._embedding = artifact.embedding() if layers.start == 0 else None
         entries_at = artifact.exits(tuple(exits), layers.stop)
         for entry in entries_at:
             self._check_reads(entry)
-        heads = {name: self._load_head(name) for name in {entry.head for entry in entries_at}}
-        self.exits = {
-            entry.cut: ExitHead(artifact, entry, self._backend, heads[entry.head])
+        kept: dict[int, ExitHead] = loaded.exits if loaded is not None else {}
+        heads = {
+            name: next((e.head for e in kept.values() if e.entry.head == name), None)
+            or self._load_head(name)
+            for name in {entry.head for entry in entries_at}
+        }
+        self.exits: dict[int, ExitHead] = {
+            entry.cut: kept.get(entry.cut)
+            or ExitHead(artifact, entry, self._backend, heads[entry.head])
             for entry in entries_at
         }
         self.is_last = layers.stop == arch.layers
@@ -142,7 +158,7 @@ class StageSession:
         first = stage.bounds.index(start)
         self._bounds = stage.bounds[first:]
         self._chains = stage.chains[first:]
-        self._caches = [chain.new_cache() for chain in self._chains]
+        self._caches: list[Cache] = [chain.new_cache() for chain in self._chains]
         self._done = [0] * len(self._chains)
         width = stage.architecture.hidden_size
         self._rows = {bound: RowBuffer(width) for bound in self._bounds}
@@ -182,7 +198,7 @@ class StageSession:
         """
         positions = self.position + more
         chains = self.stage.chains if from_ids else self._chains
-        caches = sum(chain.cache_bytes(positions) for chain in chains)
+        caches: int = sum(chain.cache_bytes(positions) for chain in chains)
         rows = sum(kept.bytes_to(positions) for kept in self._rows.values())
         adapters = [self.stage.exits[cut].adapter for cut in self._exits]
         return caches + rows + sum(one.cache_bytes(positions) for one in adapters if one)

@@ -55,7 +55,7 @@ class Drafter:
     ) -> None:
         self._session = session
         self._cuts = tuple(cuts)
-        self._criterion = criterion
+        self.criterion = criterion
         self._greedy = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
         self._sampling = sampling
         self._costs = costs
@@ -74,6 +74,13 @@ class Drafter:
         self._prompt = len(ids)
         if self._cuts:
             self.tracker.read_prompt(ids, self._session.hidden_at(self._cuts[0], 0))
+
+    def move(self, session: StageSession, cuts: Sequence[int]) -> None:
+        """Go on with the exits of another session, which holds the same text."""
+        is_other = tuple(cuts[:1]) != self._cuts[:1]
+        self._session, self._cuts = session, tuple(cuts)
+        if self._cuts and is_other:
+            self.tracker.rebase(session.hidden_at(self._cuts[0], 0), self._prompt)
 
     def guess(
         self,
@@ -94,7 +101,7 @@ class Drafter:
         seen: Observation | None = None
         if looked_up is not None:
             seen = Observation((looked_up,), self.tracker.read())
-            decision = self._criterion.decide(seen)
+            decision = self.criterion.decide(seen)
             if decision is not None:
                 return Guess(seen, decision, looked_up)
         readings: list[Reading] = []
@@ -108,7 +115,7 @@ class Drafter:
             if further > left >= cloud_seconds:
                 further = math.inf  # no time for the next exit, but for the cloud
             seen = Observation(tuple(readings), self.tracker.read(), left, further, cloud_seconds)
-            decision = self._criterion.decide(seen)
+            decision = self.criterion.decide(seen)
             if decision is not None:
                 return Guess(seen, decision, looked_up)
             if further == math.inf:
@@ -130,7 +137,7 @@ class Drafter:
     def learn(self, guess: Guess, token_id: int) -> None:
         """The full model's choice where `guess` was made has become known."""
         if guess.seen is not None and guess.seen.last.cut:
-            self._criterion.learn(guess.seen, token_id)
+            self.criterion.learn(guess.seen, token_id)
         if guess.lookup is not None and self._lookup is not None:
             self._lookup.learn(guess.lookup, token_id)
 

@@ -33,11 +33,11 @@ from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
-from collm.session.run import Run
+from collm.session.run import Run, Steer
 from collm.session.text import TextOut
 from collm.session.threshold import threshold
 from collm.session.verified import verified
-from collm.wire.codec import ROW_FORMATS
+from collm.wire.codec import WIRE_FORMATS
 
 _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
     "verified": verified,
@@ -53,7 +53,8 @@ class Edge:
 
     placement: layers on this device, a cut, 0 or all of them. exits: cuts whose exits are
     used, None for all at or below the placement. connect: makes a link to the cloud.
-    wire: the format in which hidden states travel: f32, f16 or int8; token ids travel as they are.
+    wire: how positions travel: as hidden states in f32, f16, int8 or int4, or as token ids alone
+    (`ids`: the cloud runs the edge's layers itself).
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     clock: what waits for the cloud are measured with.
@@ -77,13 +78,14 @@ class Edge:
     ) -> None:
         if mode not in _LOOPS:
             raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
-        if wire not in ROW_FORMATS:
-            raise PromptError(f"wire format {wire!r}: expected one of {', '.join(ROW_FORMATS)}")
+        if wire not in WIRE_FORMATS:
+            raise PromptError(f"wire format {wire!r}: expected one of {', '.join(WIRE_FORMATS)}")
         check_placement(artifact.manifest, placement)
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
         self.placement = placement
+        self._threads = threads
         self._connect = connect
         self._begin_offline = begin_offline
         self._limits = limits
@@ -104,8 +106,8 @@ class Edge:
                 f"{mode} with {placement} layers has no exit to answer from; expected a "
                 f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
             )
+        self.wire = wire
         self.first_cut = self._first_cut(first_cut)
-        self._wire = wire
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
         self._costs = Costs()
         self._criteria: dict[str, Criterion] = {}
@@ -116,11 +118,16 @@ class Edge:
             )
 
     def answer(
-        self, prompt_ids: Sequence[int], generation: Generation, oracle: Oracle | None = None
+        self,
+        prompt_ids: Sequence[int],
+        generation: Generation,
+        oracle: Oracle | None = None,
+        steer: Steer | None = None,
     ) -> Answer:
         """Start an answer; iterate over it. Raises PromptError for prompts that do not fit.
 
-        oracle: drafts in the exits' place, in mode verified; for measurements.
+        oracle: drafts in the exits' place, in mode verified; for measurements. steer: may change
+        cut, wire format and drafting at every verify boundary, in mode verified.
         """
         if generation.mode != self.mode:
             raise PromptError(f"this edge was loaded for {self.mode}, not {generation.mode}")
@@ -154,6 +161,10 @@ class Edge:
             first_cut=self.first_cut,
             open_client=self._open_client if self._connect else None,
             max_positions=context,
+            sends_ids=self.wire == "ids",
+            steer=steer,
+            place=self.place,
+            criterion_at=None if generation.criterion else self._criterion_at,
             oracle=foretell,
         )
         loop = _LOOPS[generation.mode]
@@ -161,6 +172,35 @@ class Edge:
             loop = modes.whole
         text = TextOut(self.tokenizer, generation.stop)
         return Answer(run, loop, text, self.tokenizer.decode)
+
+    def place(self, placement: int, exits: Sequence[int] | None = None) -> Stage:
+        """Load so many layers instead, and what answers from now on begin with; drops the others.
+
+        Blocks and exits that are wanted still are not loaded again. exits: as for the edge. Raises
+        PlacementError and ArtifactError, and leaves the edge as it was.
+        """
+        if self.stage is None or self._is_whole:
+            raise PlacementError(
+                f"an edge with {self.placement} layers in mode {self.mode} stays so"
+            )
+        layers = self.artifact.architecture.layers
+        check_placement(self.artifact.manifest, placement)
+        if placement == layers:
+            raise PlacementError(f"{placement} layers leave nothing to the cloud; expected a cut")
+        chosen = self.artifact.exits(None if exits is None else tuple(exits), placement)
+        stage = Stage(
+            self.artifact,
+            range(placement),
+            exits=[entry.cut for entry in chosen],
+            threads=self._threads,
+            limits=self._limits,
+            loaded=self.stage,
+        )
+        self.stage, self.placement, self.exits = stage, placement, tuple(stage.exits)
+        return stage
+
+    def _criterion_at(self, threshold: float) -> Criterion:
+        return self.criterion(Generation(threshold=threshold))
 
     def criterion(self, generation: Generation) -> Criterion:
         """What decides at the exits; one that learns goes on from answer to answer.
@@ -186,6 +226,10 @@ class Edge:
             raise PromptError(f"the oracle has token ids outside 0 to {vocabulary - 1}")
 
     def _first_cut(self, first_cut: int | None) -> int:
+        if self.wire == "ids" and self.mode == "threshold":
+            if first_cut:
+                raise PlacementError(f"first cut {first_cut}: token ids alone go with first cut 0")
+            return 0
         if first_cut is None:
             return min(self.exits, default=self.placement)
         cuts = [0, *(cut for cut in self.artifact.manifest.cuts if cut <= self.placement)]
@@ -212,7 +256,7 @@ class Edge:
                 fingerprint=self.artifact.fingerprint,
                 cut=cut,
                 vocabulary=self.artifact.architecture.vocab_size,
-                wire_format=self._wire,
+                wire_format=self.wire,
                 limits=self._limits,
                 dial=again,
                 clock=self._clock,

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from collm.policy.observation import Decision
 from collm.policy.sampling import choose, log_probability
 from collm.runtime.stage import Stage, StageSession
+from collm.session.client import CloudClient
 from collm.session.drafter import Guess
 from collm.session.events import EmittedToken, Preview
 from collm.session.run import Run
@@ -29,14 +30,19 @@ DEEPEST_EXIT = "deepest exit"
 def cloud(run: Run) -> Tokens:
     """The cloud generates and streams; the edge only has the tokenizer."""
     with run.client(0) as client:
-        client.append(run.ids, None)
-        stop = sorted(run.stop_ids)
-        run.account.rounds = 1
-        for token in client.generate(run.remaining, stop, run.generation.sampling):
-            run.account.cloud_seconds += token.cloud_seconds
-            run.count(client)
-            run.ids.append(token.token_id)
-            yield run.emit(token.token_id, "cloud", math.exp(token.logprob), FULL_MODEL)
+        yield from the_rest(run, client, run.remaining)
+
+
+def the_rest(run: Run, client: CloudClient, most: int) -> Generator[EmittedToken, None, None]:
+    """At most so many tokens from the cloud alone, whose session begins at layer 0."""
+    if client.sent < len(run.ids):
+        client.append(run.ids[client.sent :], None)
+    run.account.rounds += 1
+    for token in client.generate(most, sorted(run.stop_ids), run.generation.sampling):
+        run.account.cloud_seconds += token.cloud_seconds
+        run.count(client)
+        run.ids.append(token.token_id)
+        yield run.emit(token.token_id, "cloud", math.exp(token.logprob), FULL_MODEL)
 
 
 def standalone(run: Run) -> Tokens:

@@ -44,7 +44,7 @@ class _Written:
 def refine(run: Run) -> Tokens:
     """Segment by segment: write, score, mend."""
     session = stage_of(run).open()
-    cut = stage_of(run).layers.stop
+    cut = run.upload_cut
     with run.client(cut) as client:
         session.append_ids(run.ids)
         drafter = run.drafter(session)
@@ -161,8 +161,8 @@ class _Segment:
         if self._is_given_up:
             return None
         with run.at_edge():
-            rows = self._session.hidden_at(self._cut, client.sent)
-        client.append(run.ids[client.sent :], rows if self._cut else None)
+            rows = self._session.hidden_at(self._cut, client.sent) if self._cut else None
+        client.append(run.ids[client.sent :], rows)
         while scored is None:
             try:
                 scored = client.score(run.ids[first:], while_up=not is_shown)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from collm import metrics
-from collm.config import Generation
+from collm.config import Generation, Way
 from collm.errors import PromptError
 from collm.policy.coherence import CoherenceTracker
 from collm.policy.lookup import PromptLookup
@@ -19,6 +20,15 @@ from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter
 from collm.session.events import Account, EmittedToken
+from collm.wire.messages import Verdict
+
+
+class Steer(Protocol):
+    """Looks on, and says how to go on."""
+
+    def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
+        """How tokens are to be made from here on; None: as they are."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -42,6 +52,14 @@ class Run:
     open_client: Callable[[int], CloudClient] | None
     """Opens a session with the cloud that begins at the given layer."""
     max_positions: int
+    sends_ids: bool = False
+    """Token ids go up instead of hidden states: the cloud begins at layer 0."""
+    steer: Steer | None = None
+    """Says how to go on, at every verify boundary."""
+    place: Callable[[int, tuple[int, ...] | None], Stage] | None = None
+    """Loads so many layers with these exits in the stage's place."""
+    criterion_at: Callable[[float], Criterion] | None = None
+    """The criterion of another threshold; None: it is not a threshold's to change."""
     oracle: Callable[[int], int | None] | None = None
     """Says what to draft at a position of the answer, instead of lookup, exits and criterion."""
     emitted: int = 0
@@ -49,6 +67,11 @@ class Run:
     """When the caller asked for the next token, by `time.perf_counter`."""
     ready_at: float = -math.inf
     """When the prompt had been run."""
+
+    @property
+    def upload_cut(self) -> int:
+        """Where the cloud takes over from the edge's last layer, or the first where ids travel."""
+        return 0 if self.sends_ids or self.stage is None else self.stage.layers.stop
 
     @property
     def remaining(self) -> int:

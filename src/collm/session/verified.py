@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from collm.config import Way
 from collm.errors import Unreachable
 from collm.policy.observation import Decision, Reading
 from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
 from collm.session.drafter import Drafter, Guess
 from collm.session.events import EmittedToken, Preview
-from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
+from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of, the_rest
 from collm.session.offline import preview
 from collm.session.run import Run
 from collm.wire.messages import Verdict
@@ -42,18 +43,20 @@ _MOST_OFFLINE = 1024
 def verified(run: Run) -> Tokens:
     """Draft, verify, crop, go on."""
     stage = stage_of(run)
-    cut = stage.layers.stop
+    cut = run.upload_cut
     session = stage.open()
     with run.client(cut) as client:
-        most = _PIECE if cut else len(run.ids)
-        for start in range(0, len(run.ids), most):
-            piece, is_last = run.ids[start : start + most], start + most >= len(run.ids)
+        for start in range(0, len(run.ids), _PIECE):
+            piece, is_last = run.ids[start : start + _PIECE], start + _PIECE >= len(run.ids)
             with run.at_edge():
                 session.append_ids(piece)
-                rows = session.hidden_at(cut, client.sent)
-            client.append(piece, rows if cut else None, settled=not is_last)
+                rows = session.hidden_at(cut, client.sent) if cut else None
+            client.append(piece, rows, settled=not is_last)
         draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
         while draft.room > 0:
+            if draft.wanted is not None and not client.outstanding:
+                yield from draft.go_another_way(draft.wanted)
+                continue
             if client.connection.is_down and draft.write_offline():
                 yield from draft.previews()
             elif not draft.is_stuck:
@@ -94,6 +97,8 @@ class _Draft:
     """Positions before this one were shown, as previews at least."""
     ended: bool = False
     """Whether the exits have said a stop token."""
+    wanted: Way | None = None
+    """How to go on once no question is out."""
 
     def __post_init__(self) -> None:
         run = self.run
@@ -113,6 +118,8 @@ class _Draft:
     @property
     def is_stuck(self) -> bool:
         """Whether there is nothing to do but to wait for a verdict."""
+        if self.wanted is not None:
+            return True
         return self.stuck_at == len(self.run.ids) or self.client.outstanding >= _MOST_ASKED
 
     def extend(self) -> None:
@@ -230,6 +237,38 @@ class _Draft:
                 yield run.emit(ids[position], "cloud", probability, FULL_MODEL)
         if not goes_on and self.room > 0:
             self.session.append_ids([verdict.next_token])
+        if run.steer is not None and self.wanted is None:
+            self.wanted = run.steer.way(run, self.client, verdict)
+
+    def go_another_way(self, way: Way) -> Generator[EmittedToken, None, None]:
+        """Change cut, wire format and drafting where all is settled; the text stays exact."""
+        run, client = self.run, self.client
+        self.wanted = None
+        self._go_back(self.settled)
+        if way.mode == "cloud":
+            client.recut(0, "ids")
+            yield from the_rest(run, client, self.room)
+            self.settled = run.max_positions  # there is nothing more to come
+            return
+        exits = run.exits if way.exits is None else way.exits
+        if (way.placement, exits) != (stage_of(run).layers.stop, run.exits):
+            assert run.place is not None  # whoever steers can place
+            with run.at_edge():
+                run.stage = run.place(way.placement, way.exits)
+                run.exits = tuple(run.stage.exits)
+                self.session.close()
+                self.session = run.stage.open()
+                self.session.append_ids(run.ids)
+                self.drafter.move(self.session, run.exits)
+        run.sends_ids = way.wire == "ids"
+        client.recut(run.upload_cut, way.wire)
+        if run.criterion_at is not None:
+            self.drafter.criterion = run.criterion_at(way.threshold)
+        run.generation = replace(
+            run.generation, threshold=way.threshold, draft=way.draft, ahead=way.ahead
+        )
+        self.asked, self.stuck_at = self.settled, 0
+        self.guesses.clear()
 
     @property
     def _is_worth_asking(self) -> bool:
@@ -237,8 +276,7 @@ class _Draft:
 
     def _write(self, reading: Reading, *, upload: bool = True) -> None:
         """Go on with this token."""
-        cut = stage_of(self.run).layers.stop
-        if upload and reading.cut == cut:
+        if upload and reading.cut == self.run.upload_cut:
             self._upload()  # the row is there: let it travel while the next one is made
         self.run.ids.append(reading.token_id)
         self.drafter.write(reading.token_id, reading.confidence, reading.entropy)
@@ -258,7 +296,7 @@ class _Draft:
     def _upload(self, end: int | None = None) -> None:
         """Rows at the cut for every position not sent yet; they travel in the background."""
         run, client = self.run, self.client
-        cut = stage_of(run).layers.stop
+        cut = run.upload_cut
         new = run.ids[client.sent : end]
         if not new:
             return

@@ -1,0 +1,260 @@
+"""Cut, wire format and drafting change in mid-answer; the text stays the same to the last bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.contract.test_session_contract import (
+    GREEDY,
+    LIMITS,
+    PROMPT,
+    WARM,
+    World,
+    answer,
+    artifact,
+    world,
+)
+from tests.support import token_ids
+
+from collm.config import Generation, Sampling, Way
+from collm.errors import LinkError, PlacementError, PromptError, Refused
+from collm.model.artifact import Artifact
+from collm.runtime.stage import Stage
+from collm.session.client import CloudClient
+from collm.session.run import Run
+from collm.wire.codec import ROW_FORMATS, cast_rows
+from collm.wire.messages import Verdict
+
+__all__ = ["artifact", "world"]
+LONG = Generation(max_tokens=60, ignore_eos=True, threshold=0.05)
+CUTS = (0, 1, 2, 3)
+
+
+class Wanderer:
+    """Goes another way at every boundary, at random."""
+
+    def __init__(self, seed: int, *, wires: tuple[str, ...] = ("f32", "ids")) -> None:
+        self.random = random.Random(seed)
+        self.wires = wires
+        self.moves = 0
+
+    def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
+        if self.random.random() < 0.3:
+            return None
+        self.moves += 1
+        placement = self.random.choice(CUTS)
+        return Way(
+            placement=placement,
+            exits=self.random.choice([None, (placement,), ()]) if placement else (),
+            wire=self.random.choice(self.wires),
+            draft=self.random.choice([1, 4, 9]),
+            ahead=self.random.choice([None, 0.0, 0.05]),
+            threshold=self.random.choice([0.0, 0.05, 0.3]),
+        )
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("seed", range(4))
+def test_moving_the_cut_at_random_changes_nothing(
+    world: World, sampling: Sampling, seed: int
+) -> None:
+    made = replace(LONG, sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    wanderer = Wanderer(seed)
+    ahead = None if seed % 2 else 0.0
+    edge = world.edge("verified", 2)
+    account = edge.answer(PROMPT, replace(made, ahead=ahead), steer=wanderer).finish()
+    assert account.token_ids == reference
+    assert wanderer.moves >= 5
+    # The next answer begins where this one ended.
+    assert answer(edge, made) == reference
+
+
+@pytest.mark.parametrize("wire", ROW_FORMATS)
+@pytest.mark.parametrize("placement", [1, 3])
+def test_token_ids_alone_give_the_full_models_text(world: World, wire: str, placement: int) -> None:
+    reference = answer(world.edge("verified", 4), LONG)
+    account = world.edge("verified", placement, wire="ids").answer(PROMPT, LONG).finish()
+    assert account.token_ids == reference
+    assert account.sources.keys() >= {f"exit@{placement}"} or account.drafted
+    other = world.edge("verified", placement, wire=wire).answer(PROMPT, LONG).finish()
+    assert account.bytes_up < other.bytes_up
+
+
+class Once:
+    """Goes one way, at the n-th boundary."""
+
+    def __init__(self, at: int, way: Way) -> None:
+        self.left = at
+        self.to = way
+
+    def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
+        self.left -= 1
+        return self.to if self.left == 0 else None
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("ahead", [None, 0.0])
+def test_leaving_the_rest_to_the_cloud_changes_nothing(
+    world: World, sampling: Sampling, ahead: float | None
+) -> None:
+    made = replace(LONG, sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    edge, steer = world.edge("verified", 2), Once(3, Way(mode="cloud"))
+    account = edge.answer(PROMPT, replace(made, ahead=ahead), steer=steer).finish()
+    assert account.token_ids == reference
+    assert [token.source for token in account.tokens[-20:]] == ["cloud"] * 20
+
+
+def test_the_cloud_alone_stops_where_it_should(world: World) -> None:
+    whole = replace(LONG, ignore_eos=False)
+    reference = world.edge("verified", 4).answer(PROMPT, whole).finish()
+    steer = Once(2, Way(mode="cloud"))
+    account = world.edge("verified", 1).answer(PROMPT, whole, steer=steer).finish()
+    assert (account.token_ids, account.finish_reason) == (
+        reference.token_ids,
+        reference.finish_reason,
+    )
+    full = replace(LONG, max_tokens=1000)
+    steer = Once(2, Way(mode="cloud"))
+    account = world.edge("verified", 1).answer(PROMPT, full, steer=steer).finish()
+    assert len(PROMPT) + len(account.tokens) == 96
+
+
+class Moving:
+    """A client and, beside it, what the text has to be: casts, cuts and crops included."""
+
+    def __init__(self, world: World, dial: bool, seed: int) -> None:
+        self.artifact = world.artifact
+        self.random = random.Random(seed)
+        layers = world.artifact.architecture.layers
+        self.whole = Stage(world.artifact, range(layers), limits=LIMITS)
+        self.client = CloudClient(
+            world.dial(),
+            fingerprint=world.artifact.fingerprint,
+            cut=2,
+            vocabulary=world.artifact.architecture.vocab_size,
+            limits=LIMITS,
+            dial=world.dial if dial else None,
+        )
+        self.cut, self.wire = 2, "f32"
+        self.ids: list[int] = []
+
+    def rows(self, ids: list[int], first: int) -> np.ndarray | None:  # type: ignore[type-arg]
+        if not self.cut:
+            return None
+        session = self.whole.open()
+        session.append_ids(ids)
+        return session.hidden_at(self.cut, 0)[first:]
+
+    def append(self, count: int) -> None:
+        start = len(self.ids)
+        self.ids += [self.random.randrange(3, 300) for _ in range(count)]
+        self.client.append(self.ids[start:], self.rows(self.ids, start))
+
+    def recut(self) -> None:
+        self.cut = self.random.choice(CUTS)
+        self.client.recut(self.cut, "f32")
+
+    def crop(self) -> None:
+        to = self.random.randint(max(1, len(self.ids) - 5), len(self.ids))
+        self.client.crop(to)
+        del self.ids[to:]
+
+    def check(self) -> None:
+        session = self.whole.open()
+        session.append_ids(self.ids)
+        expected = int(session.logits(len(self.ids) - 1)[-1].argmax())
+        assert self.client.verify((), GREEDY).next_token == expected
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["steady", "broken"])
+@pytest.mark.parametrize("seed", range(4))
+def test_recuts_crops_evictions_and_breaks(world: World, seed: int, breaks: bool) -> None:
+    """Whatever the order, the cloud answers as one that got the whole text at once."""
+    moving = Moving(world, breaks, seed)
+    moving.append(6)
+    for _ in range(40):
+        step = moving.random.random()
+        if step < 0.35:
+            moving.recut()
+        elif step < 0.6:
+            moving.append(moving.random.randint(1, 4))
+        elif step < 0.7 and len(moving.ids) > 8:
+            moving.crop()
+            moving.append(1)
+        elif step < 0.8 and breaks:
+            if moving.random.random() < 0.5:
+                _drop_all(world)
+            else:
+                moving.client.connection._link.close()  # type: ignore[union-attr]
+        if len(moving.ids) > 80:
+            break
+        moving.check()
+    moving.client.close()
+
+
+def _drop_all(world: World) -> None:
+    """Every session loses its memory, as where others need it."""
+    sessions = world.service.sessions
+    for entry in list(sessions._entries.values()):
+        with entry.held.lock:
+            entry.held.drop()
+
+
+def test_a_lossy_format_begins_where_it_was_chosen(world: World) -> None:
+    """The states before stay as they came: the reference is the model with these casts."""
+    artifact, layers = world.artifact, world.artifact.architecture.layers
+    ids = token_ids(3, 40)
+    edge = Stage(artifact, range(2), limits=LIMITS).open()
+    edge.append_ids(ids)
+    rows = edge.hidden_at(2, 0)
+    client = CloudClient(
+        world.dial(),
+        fingerprint=artifact.fingerprint,
+        cut=2,
+        vocabulary=artifact.architecture.vocab_size,
+        limits=LIMITS,
+    )
+    client.append(ids[:15], rows[:15])
+    client.recut(2, "int4")
+    client.append(ids[15:30], rows[15:30])
+    client.recut(2, "f16")
+    client.append(ids[30:], rows[30:])
+    verdict = client.verify((), GREEDY)
+    upper = Stage(artifact, range(2, layers), limits=LIMITS).open()
+    upper.append_hidden(rows[:15])
+    upper.append_hidden(cast_rows("int4", rows[15:30]))
+    upper.append_hidden(cast_rows("f16", rows[30:]))
+    assert verdict.next_token == int(upper.logits(39)[-1].argmax())
+    client.close()
+
+
+def test_moves_that_cannot_be_are_refused(world: World) -> None:
+    edge = world.edge("verified", 2)
+    with pytest.raises(PlacementError, match="expected one of"):
+        edge.place(5)
+    with pytest.raises(PlacementError, match="nothing to the cloud"):
+        edge.place(4)
+    assert edge.placement == 2
+    with pytest.raises(PlacementError, match="stays so"):
+        world.edge("cloud", 0).place(1)
+    with pytest.raises(PromptError, match="expected verified or cloud"):
+        Way(mode="threshold")
+    client = Moving(world, False, 0).client
+    client.append([5, 6], np.zeros((2, 64), np.float32))
+    client.recut(7, "f32")
+    with pytest.raises((Refused, LinkError), match="takes them at"):
+        client.verify((), GREEDY)
+
+
+def test_blocks_that_stay_are_not_loaded_again(artifact: Artifact) -> None:
+    before = Stage(artifact, range(2), exits=(1, 2), limits=LIMITS)
+    after = Stage(artifact, range(3), exits=(2, 3), limits=LIMITS, loaded=before)
+    assert after.chains[:2] == before.chains
+    assert after.exits[2] is before.exits[2]
+    less = Stage(artifact, range(1), exits=(), limits=LIMITS, loaded=after)
+    assert less.chains == before.chains[:1]
