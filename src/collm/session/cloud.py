@@ -29,6 +29,7 @@ from collm.wire.messages import (
     ATTACH_MINOR,
     PROTOCOL_MINOR,
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -131,7 +132,7 @@ class CloudConversation:
             yield from self._say_evicted()
             return
         kind = type(message).__name__.lower()
-        if isinstance(message, Append):
+        if isinstance(message, (Append, Ask)):
             metrics.POSITIONS.labels(str(held.cut)).inc(len(message.token_ids))
         replies = held.answer(message)
         try:

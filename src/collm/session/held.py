@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collm.config import Sampling
-from collm.errors import ProtocolError
+from collm.errors import ProtocolError, Refused
 from collm.limits import Limits
 from collm.policy.sampling import log_probability
 from collm.runtime.stage import Stage, StageSession
@@ -29,6 +29,7 @@ from collm.session.self_draft import SelfDraft, generate, judge
 from collm.wire.codec import WIRE_FORMATS
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     CloudMessage,
     Crop,
@@ -41,7 +42,7 @@ from collm.wire.messages import (
     Verify,
 )
 
-Said: TypeAlias = Append | Verify | Score | Generate | Crop | Recut
+Said: TypeAlias = Append | Verify | Ask | Score | Generate | Crop | Recut
 """What is a session's own business."""
 
 
@@ -68,6 +69,8 @@ class HeldSession:
         self._session = stage.open(hello.cut)
         self._ids: list[int] = []
         self._epoch = 0
+        self._sampling: Sampling | None = None
+        """Of the last question."""
         self._judged = 0
         """The first row whose logits can still be asked for."""
         self._next: _Chosen | None = None
@@ -97,7 +100,9 @@ class HeldSession:
         more = 0
         if isinstance(message, Recut):
             return self._session.bytes_with(0, from_ids=message.cut < self.cut)
-        if isinstance(message, Append):
+        if isinstance(message, Ask):
+            more = max(0, message.base + message.drafted + 1 - self._session.position)
+        elif isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
             more = min(message.max_tokens, self._limits.kv_step)
@@ -106,6 +111,8 @@ class HeldSession:
     def answer(self, message: Said) -> Generator[CloudMessage | None, None, None]:
         """Take a message, yield the replies as they are made; None where others may have a turn."""
         session = self._session
+        if isinstance(message, Ask):
+            message = self._spelt_out(session, message)
         if isinstance(message, Append):
             self._append(session, message)
             if message.settled:
@@ -115,6 +122,7 @@ class HeldSession:
             if message.epoch < self._epoch:
                 return  # sent before the client could know that an earlier verdict cropped the text
             self._check_draft(session, message)
+            self._sampling = message.sampling
             seconds = yield from self._run(session, message.base)
             yield self._verify(session, message, seconds)
         elif isinstance(message, Score):
@@ -150,6 +158,25 @@ class HeldSession:
     def close(self) -> None:
         """Give the memory back, for good."""
         self._session.close()
+
+    def _spelt_out(self, session: StageSession, message: Ask) -> Verify:
+        """Take in the ids it brings."""
+        end = message.base + message.drafted + 1
+        sampling = message.sampling or self._sampling
+        if sampling is None:
+            raise ProtocolError("a question without sampling, and none before it in this session")
+        if message.token_ids:
+            if self.wire_format != "ids":
+                raise ProtocolError(f"ids in a question; this session agreed on {self.wire_format}")
+            base = end - len(message.token_ids)
+            if base < 0:
+                raise ProtocolError(f"{len(message.token_ids)} ids end at position {end}")
+            ids = message.token_ids
+            self._append(session, Append(epoch=message.epoch, base=base, token_ids=ids, rows=None))
+        draft = tuple(self._ids[message.base + 1 : end])
+        if len(draft) != message.drafted and message.epoch == self._epoch:
+            raise ProtocolError(f"a draft up to position {end}; {session.position} were appended")
+        return Verify(epoch=message.epoch, base=message.base, draft=draft, sampling=sampling)
 
     def _append(self, session: StageSession, message: Append) -> None:
         """Idempotent: what is held already, or was sent before a crop, changes nothing."""
@@ -187,6 +214,12 @@ class HeldSession:
             message.wire_format == "ids"
         ):
             raise ProtocolError(f"a recut to layer {message.cut} in {message.wire_format[:40]!r}")
+        if message.cut not in (cuts := self._stage.bounds[:-1]):
+            raise Refused(
+                "placement",
+                f"the client wants the cloud to start at layer {message.cut}, this cloud can start "
+                f"at {', '.join(map(str, cuts))}",
+            )
         if message.cut != self.cut:
             # Exits that draft would need every position's states from the first on.
             self._has_drafted = True

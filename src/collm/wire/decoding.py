@@ -22,6 +22,7 @@ from collm.wire.messages import (
     FINISH_REASONS,
     REFUSAL_CODES,
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -68,6 +69,8 @@ def decode_client(
             return _append(envelope.append, limits, wire_format, hidden_size)
         case "verify":
             return _verify(envelope.verify, limits)
+        case "ask":
+            return _ask(envelope.ask, limits)
         case "score":
             return _score(envelope.score, limits)
         case "generate":
@@ -161,7 +164,7 @@ def _hello(body: pb.Hello, limits: Limits) -> Hello:
 
 def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> Append:
     rows = carries_rows(wire_format)
-    if body.wire_format != wire_format:
+    if body.wire_format not in ("", wire_format):
         raise ProtocolError(
             f"an Append in {body.wire_format[:40]!r}; this session agreed on {wire_format}"
         )
@@ -192,6 +195,20 @@ def _verify(body: pb.Verify, limits: Limits) -> Verify:
         base=body.base,
         draft=_draft(body, limits),
         sampling=_sampling(body.sampling, limits),
+    )
+
+
+def _ask(body: pb.Ask, limits: Limits) -> Ask:
+    checks.counted("token ids in one question", len(body.token_ids), limits.max_rows_per_append)
+    drafted = checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens)
+    checks.bounded("base", body.base, limits.max_positions)
+    checks.bounded("end of draft", body.base + drafted, limits.max_positions)
+    return Ask(
+        epoch=body.epoch,
+        base=body.base,
+        drafted=drafted,
+        token_ids=checks.token_ids("token id", body.token_ids, limits),
+        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
     )
 
 

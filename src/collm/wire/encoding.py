@@ -19,6 +19,7 @@ from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -62,7 +63,6 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
 def encode_append(
     ids: Sequence[int],
     payload: bytes,
-    wire_format: str,
     *,
     epoch: int,
     base: int,
@@ -80,7 +80,6 @@ def encode_append(
             epoch=epoch,
             base=base,
             token_ids=ids,
-            wire_format=wire_format,
             rows=payload if squeezed is None else squeezed,
             settled=settled,
             compressed=squeezed is not None,
@@ -104,6 +103,9 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     sampling=_sampling(message.sampling),
                 )
             )
+        case Ask():
+            sampling = None if message.sampling is None else _sampling(message.sampling)
+            return pb.Envelope(ask=pb.Ask(**{**vars(message), "sampling": sampling}))
         case Generate():
             return pb.Envelope(
                 generate=pb.Generate(

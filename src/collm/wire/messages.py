@@ -99,6 +99,21 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A `Verify` in few bytes: the `drafted` positions after `base` are the draft.
+
+    token_ids: of the positions up to the draft's end that were not appended yet, in a session of
+    wire format `ids`. sampling: None stands for that of the session's last question.
+    """
+
+    epoch: int
+    base: int
+    drafted: int
+    token_ids: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """What the full model makes of a draft, whatever it thinks of it; positions as in `Verify`.
 
@@ -273,7 +288,7 @@ class Refusal:
 
 
 ClientMessage: TypeAlias = (
-    Hello | Append | Verify | Score | Generate | Crop | Recut | Attach | Heartbeat | Bye
+    Hello | Append | Verify | Ask | Score | Generate | Crop | Recut | Attach | Heartbeat | Bye
 )
 CloudMessage: TypeAlias = (
     Welcome | Verdict | Scored | Token | Finished | Attached | Evicted | Pong | Refusal

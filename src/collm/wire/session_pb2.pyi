@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "append", "verify", "generate", "crop", "heartbeat", "bye", "score", "attach", "recut", "welcome", "verdict", "token", "finished", "pong", "refusal", "scored", "attached", "evicted", "checksum")
+    __slots__ = ("hello", "append", "verify", "generate", "crop", "heartbeat", "bye", "score", "attach", "recut", "ask", "welcome", "verdict", "token", "finished", "pong", "refusal", "scored", "attached", "evicted", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     APPEND_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Envelope(_message.Message):
     SCORE_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     RECUT_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +42,7 @@ class Envelope(_message.Message):
     score: Score
     attach: Attach
     recut: Recut
+    ask: Ask
     welcome: Welcome
     verdict: Verdict
     token: Token
@@ -51,7 +53,7 @@ class Envelope(_message.Message):
     attached: Attached
     evicted: Evicted
     checksum: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., recut: _Optional[_Union[Recut, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., recut: _Optional[_Union[Recut, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "repetition_penalty")
@@ -114,6 +116,20 @@ class Verify(_message.Message):
     draft: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("epoch", "base", "drafted", "token_ids", "sampling")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    base: int
+    drafted: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    sampling: Sampling
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Generate(_message.Message):
     __slots__ = ("epoch", "base", "max_tokens", "stop_ids", "sampling")
