@@ -74,8 +74,6 @@ class Asking(Closing):
         self._at = Standing(ReplayLog(cut, wire_format, limits))
         self._late: deque[tuple[Verdict, float]] = deque(maxlen=limits.max_questions)
         self._run_to = 0
-        self._told = 0
-        """Positions from here on, of which only ids travel, go up with the next question."""
         self.sent = 0
         """Positions appended."""
         self.rows_run = 0
@@ -107,12 +105,12 @@ class Asking(Closing):
             self._check_settled()
         self._at.log.extend(ids, rows)
         self.sent = len(self._at.log)
-        if rows is not None or settled or self.sent - self._told > _MOST_HELD_BACK:
+        if rows is not None or settled or self.sent - self._at.told_to > _MOST_HELD_BACK:
             self._tell(settled=settled)
 
     def _tell(self, *, settled: bool = False) -> None:
         """Send the positions that were held back."""
-        start, self._told = self._told, self.sent
+        start, self._at.told_to = self._at.told_to, self.sent
         for frame in self._at.log.frames(start, self.sent, self._at.epoch, settled=settled):
             self.connection.send(frame)
 
@@ -232,7 +230,7 @@ class Asking(Closing):
             may_go_on=may_go_on,
         )
         self._at.questions.append(question)
-        ids, self._told = self._at.log.ids(self._told), self.sent
+        ids, self._at.told_to = self._at.log.ids(self._at.told_to), self.sent
         knows_sampling, self._at.told = self._at.told == sampling, sampling
         frame = question.frame(self._at.epoch, ids, knows_sampling=knows_sampling)
         self.connection.send(frame)
@@ -292,7 +290,7 @@ class Asking(Closing):
     def _cropped(self, position: int) -> None:
         self._at.crop(position)
         self.sent = position
-        self._told = min(self._told, position)
+        self._at.told_to = min(self._at.told_to, position)
         self._run_to = min(self._run_to, position)
 
     def _check_token(self, token_id: int) -> None:

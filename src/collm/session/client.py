@@ -106,7 +106,7 @@ class CloudClient(Asking):
                 self._at.log.extend([reply.token_id], None)
                 yield reply
         self._at.log.crop(base + max(0, len(made) - 1))
-        self.sent = self._run_to = self._told = len(
+        self.sent = self._run_to = self._at.told_to = len(
             self._at.log
         )  # a cloud appends each token but its last
 

@@ -101,7 +101,7 @@ class HeldSession:
         if isinstance(message, Recut):
             return self._session.bytes_with(0, from_ids=message.cut < self.cut)
         if isinstance(message, Ask):
-            more = max(0, message.base + message.drafted + 1 - self._session.position)
+            more = len(message.token_ids)
         elif isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
@@ -161,22 +161,19 @@ class HeldSession:
 
     def _spelt_out(self, session: StageSession, message: Ask) -> Verify:
         """Take in the ids it brings."""
-        end = message.base + message.drafted + 1
         sampling = message.sampling or self._sampling
         if sampling is None:
             raise ProtocolError("a question without sampling, and none before it in this session")
         if message.token_ids:
             if self.wire_format != "ids":
                 raise ProtocolError(f"ids in a question; this session agreed on {self.wire_format}")
-            base = end - len(message.token_ids)
-            if base < 0:
-                raise ProtocolError(f"{len(message.token_ids)} ids end at position {end}")
-            ids = message.token_ids
-            self._append(session, Append(epoch=message.epoch, base=base, token_ids=ids, rows=None))
-        draft = tuple(self._ids[message.base + 1 : end])
-        if len(draft) != message.drafted and message.epoch == self._epoch:
-            raise ProtocolError(f"a draft up to position {end}; {session.position} were appended")
-        return Verify(epoch=message.epoch, base=message.base, draft=draft, sampling=sampling)
+            at, ids = session.position, message.token_ids
+            self._append(session, Append(epoch=message.epoch, base=at, token_ids=ids, rows=None))
+        base = len(self._ids) - message.drafted - 1
+        if message.epoch == self._epoch and base < 0:
+            raise ProtocolError(f"a draft of {message.drafted} in {len(self._ids)} positions")
+        draft = tuple(self._ids[base + 1 :])
+        return Verify(epoch=message.epoch, base=base, draft=draft, sampling=sampling)
 
     def _append(self, session: StageSession, message: Append) -> None:
         """Idempotent: what is held already, or was sent before a crop, changes nothing."""

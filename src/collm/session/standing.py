@@ -43,7 +43,6 @@ class Question:
         return encode(
             Ask(
                 epoch=epoch,
-                base=self.base,
                 drafted=self.drafted,
                 token_ids=tuple(ids),
                 sampling=None if knows_sampling else self.sampling,
@@ -63,6 +62,8 @@ class Standing:
         """Rows from here on may be asked for."""
         self.request: Callable[[], bytes] | None = None
         """Makes the frame of the Score or Generate under way."""
+        self.told_to = 0
+        """Positions from here on, of which only ids travel, go up with the next question."""
         self.told: Sampling | None = None
         """The sampling that the cloud has heard of last."""
         self.crops = 0
@@ -101,6 +102,7 @@ class Standing:
         """What a cloud that holds so many positions has to hear."""
         held = position
         self.crops, self._lowest, self.told = 0, None, None
+        self.told_to = len(self.log)
         self.questions = deque(replace(one, crops=0) for one in self.questions)
         for question in tuple(self.questions):
             end = question.base + question.drafted + 1

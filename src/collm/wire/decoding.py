@@ -15,7 +15,7 @@ from collm.errors import PromptError, ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
-from collm.wire.codec import carries_rows, decode_rows, row_bytes
+from collm.wire.codec import carries_rows, decode_rows, row_bytes, unpack_ids
 from collm.wire.compression import decompressed
 from collm.wire.messages import (
     ATTACH_MINOR,
@@ -199,15 +199,11 @@ def _verify(body: pb.Verify, limits: Limits) -> Verify:
 
 
 def _ask(body: pb.Ask, limits: Limits) -> Ask:
-    checks.counted("token ids in one question", len(body.token_ids), limits.max_rows_per_append)
-    drafted = checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens)
-    checks.bounded("base", body.base, limits.max_positions)
-    checks.bounded("end of draft", body.base + drafted, limits.max_positions)
+    checks.counted("bytes of token ids", len(body.token_ids), 3 * limits.max_rows_per_append)
     return Ask(
         epoch=body.epoch,
-        base=body.base,
-        drafted=drafted,
-        token_ids=checks.token_ids("token id", body.token_ids, limits),
+        drafted=checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens),
+        token_ids=unpack_ids(body.token_ids),
         sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
     )
 

@@ -14,7 +14,7 @@ from google.protobuf.message import EncodeError
 from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
-from collm.wire.codec import carries_rows, encode_rows
+from collm.wire.codec import carries_rows, encode_rows, pack_ids
 from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
@@ -55,7 +55,7 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
     """
     try:
         frame = sealed(_envelope(message, wire_format).SerializeToString())
-    except (ValueError, TypeError, EncodeError) as error:
+    except (ValueError, TypeError, OverflowError, EncodeError) as error:
         raise ProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
     return frame
 
@@ -104,8 +104,14 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                 )
             )
         case Ask():
-            sampling = None if message.sampling is None else _sampling(message.sampling)
-            return pb.Envelope(ask=pb.Ask(**{**vars(message), "sampling": sampling}))
+            return pb.Envelope(
+                ask=pb.Ask(
+                    epoch=message.epoch,
+                    drafted=message.drafted,
+                    token_ids=pack_ids(message.token_ids),
+                    sampling=None if message.sampling is None else _sampling(message.sampling),
+                )
+            )
         case Generate():
             return pb.Envelope(
                 generate=pb.Generate(

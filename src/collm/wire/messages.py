@@ -100,14 +100,13 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A `Verify` in few bytes: the `drafted` positions after `base` are the draft.
+    """A `Verify` in few bytes: the last `drafted` positions are the draft.
 
-    token_ids: of the positions up to the draft's end that were not appended yet, in a session of
-    wire format `ids`. sampling: None stands for that of the session's last question.
+    token_ids: those at the end that were not appended yet, in a session of wire format `ids`.
+    sampling: None stands for that of the session's last question.
     """
 
     epoch: int
-    base: int
     drafted: int
     token_ids: tuple[int, ...] = ()
     sampling: Sampling | None = None

@@ -118,18 +118,16 @@ class Verify(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("epoch", "base", "drafted", "token_ids", "sampling")
+    __slots__ = ("epoch", "drafted", "token_ids", "sampling")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    BASE_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    base: int
     drafted: int
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: bytes
     sampling: Sampling
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Generate(_message.Message):
     __slots__ = ("epoch", "base", "max_tokens", "stop_ids", "sampling")
