@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from collm.errors import PromptError
 
-MODES = ("verified", "threshold", "refine", "standalone", "cloud")
+MODES = ("auto", "verified", "threshold", "refine", "standalone", "cloud")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,9 @@ class Generation:
             raise PromptError(f"a deadline goes with mode threshold, not {self.mode}")
         if self.ahead is not None:
             _require("ahead", self.ahead, 0.0, 1.0)
-            if self.mode != "verified":
+            if self.mode not in ("verified", "auto"):
                 raise PromptError(f"drafting ahead goes with mode verified, not {self.mode}")
-        if self.lookup and self.mode != "verified":
+        if self.lookup and self.mode not in ("verified", "auto"):
             raise PromptError(
                 f"lookup drafts need a cloud that verifies: mode verified, not {self.mode}"
             )

@@ -52,6 +52,10 @@ EXITS: Final = Counter(
     "collm_emitted", "Tokens emitted at an edge, by where they were made", ["source"],
     registry=REGISTRY,
 )  # fmt: skip
+WAYS: Final = Counter(
+    "collm_ways", "Changes of how an edge's tokens are made, in mode auto", ["mode", "wire"],
+    registry=REGISTRY,
+)  # fmt: skip
 RECONNECTS: Final = Counter("collm_reconnects", "Links of an edge replaced", registry=REGISTRY)
 REPLAYED: Final = Counter("collm_replayed_bytes", "Bytes an edge sent again", registry=REGISTRY)
 ANSWER_SECONDS: Final = Histogram(

@@ -24,6 +24,7 @@ from collm.errors import LinkError, PlacementError, PromptError, Refused
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
+from collm.session.drafter import Guess
 from collm.session.run import Run
 from collm.wire.codec import ROW_FORMATS, cast_rows
 from collm.wire.messages import Verdict
@@ -40,6 +41,12 @@ class Wanderer:
         self.random = random.Random(seed)
         self.wires = wires
         self.moves = 0
+
+    def judged(self, guess: Guess, token_id: int) -> None:
+        pass
+
+    def token(self, run: Run, client: CloudClient, cloud_seconds: float) -> None:
+        pass
 
     def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
         if self.random.random() < 0.3:
@@ -84,10 +91,11 @@ def test_token_ids_alone_give_the_full_models_text(world: World, wire: str, plac
     assert account.bytes_up < other.bytes_up
 
 
-class Once:
+class Once(Wanderer):
     """Goes one way, at the n-th boundary."""
 
     def __init__(self, at: int, way: Way) -> None:
+        super().__init__(0)
         self.left = at
         self.to = way
 

@@ -27,7 +27,7 @@ WireOption = Annotated[
     str,
     typer.Option(
         help="How positions travel: hidden states as f32, f16, int8 or int4, or ids alone (the "
-        "cloud runs the edge's layers itself)."
+        "cloud runs the edge's layers itself); auto, in modes auto and verified, measures first."
     ),
 ]
 MetricsOption = Annotated[

@@ -14,6 +14,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from collm.cli.explain import explain_ways
 from collm.cli.options import (
     CriterionOption,
     JsonOption,
@@ -83,8 +84,8 @@ def run_command(
     mode: Annotated[
         str,
         typer.Option(
-            help="verified (lossless), threshold (CE-CoLLM's), refine, standalone or cloud (remote "
-            "alone)."
+            help="verified (lossless), threshold (CE-CoLLM's), refine, standalone, cloud (remote "
+            "alone) or auto (verified or cloud, whatever is faster: lossless)."
         ),
     ] = "verified",
     cloud: Annotated[
@@ -150,6 +151,9 @@ def run_command(
             help="Where no cloud answers at first, begin with the exits and verify later.",
         ),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how tokens were made, and why: mode auto.")
+    ] = False,
     metrics: MetricsOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -206,6 +210,8 @@ def run_command(
                 typer.echo(json.dumps(report, ensure_ascii=False))
             else:
                 _show(answer, Palette(edge.exits))
+                if explain:
+                    explain_ways(answer.account, edge)
 
 
 def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, Any]:
@@ -233,6 +239,7 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "cloud_rows": account.cloud_rows,
         "cloud_heads": account.cloud_heads,
         "degraded": account.degraded,
+        "changes": [asdict(one) for one in account.changes],
         "provisional": account.provisional,
         "previewed": account.previewed,
         "withdrawn": account.withdrawn,

@@ -76,6 +76,13 @@ class ExitEntry:
     calibration: str = ""
     """How the threshold was chosen, as JSON."""
 
+    @property
+    def agreement(self) -> float | None:
+        """How often it says what the full model says, on text held out of its training."""
+        record = json.loads(self.training) if self.training.startswith("{") else {}
+        share = record.get("held_out_agreement")
+        return share if isinstance(share, float) else None
+
     def __post_init__(self) -> None:
         """Raises ValueError: these do not show by themselves to be damaged."""
         check_feed(self.feed, self.cut)

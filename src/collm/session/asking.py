@@ -81,6 +81,8 @@ class Asking(Closing):
 
         Its own exits, where it drafts with them, are not in here.
         """
+        self.answered_in = 0.0
+        """Seconds from the last answered question to its verdict."""
         self.heads_run = 0
         """Positions at which it has computed logits for us."""
         hello = hello_of(f"collm {__version__}", fingerprint, cut, wire_format)
@@ -251,6 +253,7 @@ class Asking(Closing):
         self._check_token(verdict.next_token)
         self._at.note_answer(question, verdict.accepted)
         seconds = self._clock.now() - question.asked_at
+        self.answered_in = seconds
         metrics.ANSWER_SECONDS.observe(seconds)
         if question.void:
             if verdict.accepted:

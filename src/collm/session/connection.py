@@ -92,6 +92,8 @@ class Connection:
         self._breaks = 0
         """Since the last answer."""
         self._bytes_up = self._bytes_down = 0
+        self.greeted_in = math.nan
+        """Seconds from the first Hello to its Welcome: a round trip to an idle cloud."""
         self.reconnects = 0
         """Links that followed the first."""
         self.replayed = 0
@@ -100,8 +102,10 @@ class Connection:
             assert dial is not None  # or there never would be a link
             self._begin_without(dial, None)
         else:
+            greeted_at = clock.now()
             try:
                 self._session_id = _greet(link, hello, limits).session_id
+                self.greeted_in = clock.now() - greeted_at
             except LinkError as error:
                 if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
                     raise

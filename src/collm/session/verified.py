@@ -133,6 +133,7 @@ class _Draft:
         if not is_long and len(ids) - self.settled < self.room - 1:
             with run.at_edge():
                 guess = self.guesses[len(ids)] = self.drafter.guess(ids)
+            run.account.guessed += 1
         made = guess.decision if guess is not None else None
         if made is not None and made.reading.token_id not in run.stop_ids:
             self.taken[len(ids)] = made
@@ -219,7 +220,10 @@ class _Draft:
         certain = [*ids[first:end], verdict.next_token]
         for position, token_id in enumerate(certain, first):
             if position in self.guesses:
-                self.drafter.learn(self.guesses.pop(position), token_id)
+                guess = self.guesses.pop(position)
+                self.drafter.learn(guess, token_id)
+                if run.steer is not None:
+                    run.steer.judged(guess, token_id)
         goes_on = ids[end : end + 1] == [verdict.next_token]
         if not goes_on:
             self._go_back(end)
@@ -260,7 +264,7 @@ class _Draft:
                 self.session = run.stage.open()
                 self.session.append_ids(run.ids)
                 self.drafter.move(self.session, run.exits)
-        run.sends_ids = way.wire == "ids"
+        run.wire = way.wire
         client.recut(run.upload_cut, way.wire)
         if run.criterion_at is not None:
             self.drafter.criterion = run.criterion_at(way.threshold)
