@@ -22,6 +22,7 @@ from tests.support import token_ids
 from collm.config import Generation, Sampling, Way
 from collm.errors import LinkError, PlacementError, PromptError, Refused
 from collm.model.artifact import Artifact
+from collm.policy.controller import Decision
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
 from collm.session.drafter import Guess
@@ -266,3 +267,73 @@ def test_blocks_that_stay_are_not_loaded_again(artifact: Artifact) -> None:
     assert after.exits[2] is before.exits[2]
     less = Stage(artifact, range(1), exits=(), limits=LIMITS, loaded=after)
     assert less.chains == before.chains[:1]
+
+
+@pytest.mark.parametrize("mode", ["auto", "verified"])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_left_to_measurements_the_text_is_the_full_models(
+    world: World, mode: str, sampling: Sampling
+) -> None:
+    made = replace(LONG, sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    edge = world.edge(mode, 3, wire="auto")
+    for _ in range(4):
+        account = edge.answer(PROMPT, replace(made, mode=mode)).finish()
+        assert account.token_ids == reference
+        assert account.changes[0].index == 0
+        assert all(change.reason for change in account.changes)
+        if mode == "verified":
+            assert {change.way.mode for change in account.changes} == {"verified"}
+
+
+class Told:
+    """A controller whose word is given."""
+
+    def __init__(self, *ways: Way) -> None:
+        self.ways = list(ways)
+        self.allowed = 9
+
+    def note(self, way: Way, tokens: int, seconds: float) -> None:
+        pass
+
+    def first(self) -> Decision:
+        return self.decide(None)
+
+    def decide(self, now: Way | None) -> Decision:
+        way = self.ways.pop(0) if len(self.ways) > 1 else self.ways[0]
+        return Decision(way=way, seconds=0.0, reason="told")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_an_answer_goes_from_way_to_way_to_the_cloud(world: World, sampling: Sampling) -> None:
+    made = replace(LONG, mode="auto", sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    edge = world.edge("auto", 3)
+    assert edge.steering is not None
+    ways = (
+        Way(placement=2, exits=(2,), wire="f32", threshold=0.05),
+        Way(placement=2, exits=(2,), wire="ids", threshold=0.05),
+        Way(placement=1, exits=(1,), wire="f32", threshold=0.05, ahead=0.0),
+        Way(placement=3, exits=(3,), wire="ids", threshold=0.0, draft=2),
+        Way(mode="cloud"),
+    )
+    edge.steering.controller = Told(*ways)  # type: ignore[assignment]
+    account = edge.answer(PROMPT, made).finish()
+    assert account.token_ids == reference
+    assert [change.way for change in account.changes] == list(ways)
+
+
+def test_auto_begins_and_ends_as_the_other_modes_do(world: World) -> None:
+    with pytest.raises(PromptError, match="wire format auto goes with"):
+        world.edge("threshold", 2, wire="auto")
+    whole = world.edge("auto", 4)
+    assert whole.steering is None
+    made = replace(LONG, mode="auto", ignore_eos=False)
+    reference = world.edge("verified", 4).answer(PROMPT, replace(made, mode="verified")).finish()
+    assert whole.answer(PROMPT, made).finish().token_ids == reference.token_ids
+    edge = world.edge("auto", 2)
+    account = edge.answer(PROMPT, made).finish()
+    assert (account.token_ids, account.finish_reason) == (
+        reference.token_ids,
+        reference.finish_reason,
+    )
