@@ -222,3 +222,20 @@ def _course(name: str, edge: Edge, ids: list[int], link: Spawned, options: Adapt
         arrivals=[at - changed_at for at in arrivals],
         changes=[(c.index, c.way.mode, c.way.wire, c.way.placement) for c in account.changes],
     )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of docs/transmission.md, from `run_adapt`."""
+    lines = [
+        "| setting | tokens/s before | after | of the best fixed one | settled after | same text |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in report["figures"]:
+        settled = one["settled_seconds"]
+        lines.append(
+            f"| {one['contender']} | {one['before']:.1f} | {one['after']:.1f} | "
+            f"{one['of_best_fixed']:.2f} ({one['best_fixed']}) | "
+            f"{'never' if settled is None else f'{settled:.1f} s'} | "
+            f"{'yes' if one['identical'] else 'no'} |"
+        )
+    return "\n".join(lines) + "\n"

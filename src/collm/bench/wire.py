@@ -162,3 +162,22 @@ def _agreed(
         below.close()
         above.close()
     return Share(hits=hits, total=total)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of docs/transmission.md, from `WireReport.to_json`."""
+    lines = [
+        "| cut | format | bytes a row | up, a token | down, a token | same choice | accepted "
+        "a round | texts identical |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in report["figures"]:
+        same = "exactly" if one["wire"] in ("ids", "f32") and one["agreement"] == 1 else (
+            f"{100 * one['agreement']:.1f} ± {100 * one['margin']:.1f} %"
+        )  # fmt: skip
+        lines.append(
+            f"| {one['placement']} | `{one['wire']}` | {one['row_bytes']:,} | "
+            f"{one['bytes_up']:,.1f} | {one['bytes_down']:,.1f} | {same} | "
+            f"{one['accepted']:.2f} | {one['identical']} of {one['answers']} |"
+        )
+    return "\n".join(lines) + "\n"

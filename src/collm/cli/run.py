@@ -119,6 +119,7 @@ def run_command(
         float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
     ] = 0.0,
     draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
+    batch: Annotated[int, typer.Option(help="Hidden states in one message, in mode verified.")] = 1,
     ahead: Annotated[
         float | None,
         typer.Option(
@@ -167,6 +168,7 @@ def run_command(
         deadline_seconds=deadline / 1000,
         refinement=Refinement(segment=segment, passes=passes, rank=rank, gap=gap),
         draft=draft,
+        batch=batch,
         ahead=ahead,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,

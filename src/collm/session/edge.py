@@ -31,6 +31,7 @@ from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
+from collm.session.pacing import Pacer
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
@@ -125,6 +126,7 @@ class Edge:
         self.first_cut = self._first_cut(first_cut)
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
         self._costs = Costs()
+        self._pacer = Pacer()
         self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
         if mode != "cloud":
@@ -177,6 +179,7 @@ class Edge:
             open_client=self._open_client if self._connect else None,
             max_positions=context,
             wire=self.wire,
+            pacer=self._pacer,
             steer=steer or self.steering,
             place=self.place,
             criterion_at=None if generation.criterion else self._criterion_at,

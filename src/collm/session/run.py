@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from collm import metrics
@@ -20,6 +20,7 @@ from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter, Guess
 from collm.session.events import Account, EmittedToken
+from collm.session.pacing import Pacer
 from collm.wire.messages import Verdict
 
 
@@ -62,6 +63,8 @@ class Run:
     max_positions: int
     wire: str = "f32"
     """How positions travel."""
+    pacer: Pacer = field(default_factory=Pacer)
+    """Keeps bulk back."""
     steer: Steer | None = None
     """Says how to go on, at every verify boundary."""
     place: Callable[[int, tuple[int, ...] | None], Stage] | None = None

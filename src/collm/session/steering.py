@@ -40,6 +40,10 @@ _DRAFTS: Final = (4, 8)
 _AHEAD: Final = 0.3
 _MEASURED: Final = 6
 """Tokens that an edge drafts for itself to know how long one takes."""
+_QUICK_BITS: Final = 50e6
+_CAREFUL_BITS: Final = 100e6
+"""A link is taken to be no faster than this."""
+_PROMPT_SECONDS: Final = 0.005
 _AGREEMENT: Final = 0.35
 """Of an exit that says nothing of itself."""
 
@@ -102,6 +106,7 @@ class Steering:
         self._emitted = self._guessed = self._bytes = self._rows = 0
         self._edge = 0.0
         self._is_first = True
+        self._intended: Way | None = None
 
     def begin(self, run: Run) -> Way:
         """How the answer begins."""
@@ -118,8 +123,28 @@ class Steering:
         assert self._now is not None  # an answer has begun
         self._note_round(run, client, verdict)
         self._look_at_memory()
-        decision = self.controller.decide(self._now)
-        return self._take(run, decision)
+        run.pacer.bits_per_second = rate = self.forecaster.link.bits_per_second
+        # Where a row leaves in no time a message for each is only work.
+        batch = run.generation.draft if rate > _QUICK_BITS else 1
+        run.generation = replace(run.generation, batch=batch)
+        intended, self._intended = self._intended, None
+        if intended is not None and intended.placement <= self.controller.allowed:
+            self._now = intended
+            return intended
+        return self._take(run, self.controller.decide(self._now))
+
+    def spare_prompt(self, run: Run, way: Way) -> Way:
+        """How the prompt travels: as ids where its hidden states would keep the link busy.
+
+        They would for long on links whose rate is low, or was never felt.
+        """
+        bits = 8 * len(run.ids) * self.forecaster.row_bytes(way.wire)
+        rate = min(self.forecaster.link.bits_per_second, _CAREFUL_BITS)
+        if way.wire not in LOSSLESS or bits / rate < _PROMPT_SECONDS:
+            return way
+        self._intended = way
+        self._now = replace(way, wire="ids")
+        return self._now
 
     def judged(self, guess: Guess, token_id: int) -> None:
         """See `run.Steer`."""
@@ -205,6 +230,7 @@ def auto(run: Run) -> Generator[EmittedToken | Preview, None, None]:
     if way.mode == "cloud":
         yield from cloud(run)
         return
+    way = steering.spare_prompt(run, way)
     assert run.place is not None
     stage = stage_of(run)
     if (way.placement, way.exits) != (stage.layers.stop, run.exits):

@@ -51,7 +51,10 @@ def verified(run: Run) -> Tokens:
             with run.at_edge():
                 session.append_ids(piece)
                 rows = session.hidden_at(cut, client.sent) if cut else None
+            before = client.bytes_up
             client.append(piece, rows, settled=not is_last)
+            if not is_last:
+                run.pacer.sends(client.bytes_up - before)
         draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
         while draft.room > 0:
             if draft.wanted is not None and not client.outstanding:
@@ -280,8 +283,9 @@ class _Draft:
 
     def _write(self, reading: Reading, *, upload: bool = True) -> None:
         """Go on with this token."""
-        if upload and reading.cut == self.run.upload_cut:
-            self._upload()  # the row is there: let it travel while the next one is made
+        run, sent = self.run, self.client.sent
+        if upload and reading.cut == run.upload_cut and len(run.ids) - sent >= run.generation.batch:
+            self._upload()  # the rows are there: let them travel while the next one is made
         self.run.ids.append(reading.token_id)
         self.drafter.write(reading.token_id, reading.confidence, reading.entropy)
         self.session.append_ids([reading.token_id])
