@@ -341,8 +341,9 @@ def test_auto_begins_and_ends_as_the_other_modes_do(world: World) -> None:
 
 def test_rows_go_up_in_batches(world: World) -> None:
     bold = replace(LONG, threshold=0.0, draft=8)
-    one = world.edge("verified", 2).answer(PROMPT, bold).finish()
-    many = world.edge("verified", 2).answer(PROMPT, replace(bold, batch=8)).finish()
+    one = world.edge("verified", 2, exits=(2,)).answer(PROMPT, bold).finish()
+    edge = world.edge("verified", 2, exits=(2,))
+    many = edge.answer(PROMPT, replace(bold, batch=8)).finish()
     assert many.token_ids == one.token_ids
     assert many.bytes_up < one.bytes_up - 10 * one.rounds
     with pytest.raises(PromptError, match="batch 0: expected 1 to 128"):
