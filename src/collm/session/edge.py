@@ -21,7 +21,7 @@ from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
 from collm.link.dialer import Dialer
-from collm.model.artifact import Artifact, check_placement
+from collm.model.artifact import Artifact
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
 from collm.policy.observation import Criterion
@@ -31,6 +31,7 @@ from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
+from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
 from collm.session.run import Run
@@ -75,11 +76,9 @@ class Edge:
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        if mode not in _LOOPS:
-            raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
         if wire not in ROW_FORMATS:
             raise PromptError(f"wire format {wire!r}: expected one of {', '.join(ROW_FORMATS)}")
-        check_placement(artifact.manifest, placement)
+        self.exits = exits_in_use(artifact.manifest, mode, placement, exits)
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -89,21 +88,6 @@ class Edge:
         self._limits = limits
         self._clock = clock
         self._is_whole = placement == artifact.architecture.layers
-        chosen = artifact.exits(None if exits is None else tuple(exits), placement)
-        if self._is_whole and mode in ("threshold", "refine"):
-            raise PlacementError(
-                f"{mode} with all {placement} layers leaves nothing to the cloud; expected a cut: "
-                f"{', '.join(map(str, artifact.manifest.cuts))}"
-            )
-        # An exact answer of the whole model needs no guesses.
-        guesses = mode != "cloud" and not (mode == "verified" and self._is_whole)
-        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
-        answers = mode in ("standalone", "threshold", "refine")
-        if answers and not self.exits and not self._is_whole:
-            raise PlacementError(
-                f"{mode} with {placement} layers has no exit to answer from; expected a "
-                f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
-            )
         self.first_cut = self._first_cut(first_cut)
         self._wire = wire
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
