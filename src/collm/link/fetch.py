@@ -176,9 +176,7 @@ class Fetcher:
                         done += len(chunk)
                         if done > size:
                             start_over()
-                            raise WrongAnswer(
-                                f"{url}: sends more than the {size} bytes it should have"
-                            )
+                            raise WrongAnswer(f"{url}: sends more than {size} bytes")
                         digest.update(chunk)
                         _write(file.fileno(), chunk)
                         told(len(chunk))
@@ -195,7 +193,7 @@ class Fetcher:
         """The bytes as they come. Raises Broken where they come too slowly."""
         limits = self._limits
         since, came = time.monotonic(), 0
-        async for chunk in answer.aiter_raw(65_536):
+        async for chunk in answer.aiter_raw():  # as they come: no byte waits for others
             yield chunk
             self.received_bytes += len(chunk)
             came += len(chunk)

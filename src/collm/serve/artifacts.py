@@ -10,15 +10,14 @@ Addresses are looked up in tables made from the manifests, so that nothing else 
 asked for. Blobs never change: they may be cached for ever. A file that is not here, as in a folder
 that was pulled in part, or that has another size by now, is 404.
 
-Not covered: hashing what is served (whoever fetches does), certificates that change while it runs,
-limits for each identity; very many idle connections are for something in front.
+Not covered: hashing what is served (whoever fetches does), limits for each identity; very many idle
+connections are for something in front.
 """
 
 from __future__ import annotations
 
 import hashlib
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from collm import metrics
 from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.address import parse_address
+from collm.link.certificates import server_context
 from collm.link.credentials import ServerSecurity, TokenFile
 from collm.link.grpc_server import OPEN, check_listen
 from collm.model.manifest import MANIFEST, FileEntry, Manifest
@@ -170,19 +170,10 @@ def artifact_server(
         server_header=False,
         limit_concurrency=limits.max_http_clients,
         timeout_graceful_shutdown=1,
-        ssl_certfile=security.certificate,
-        ssl_keyfile=security.key,
-        # Without one a key that has a password would be asked for at the terminal, of nobody.
-        ssl_keyfile_password="" if security.is_encrypted else None,
-        ssl_ca_certs=str(security.client_ca) if security.client_ca is not None else None,
-        ssl_cert_reqs=ssl.CERT_REQUIRED if security.client_ca is not None else ssl.CERT_NONE,
     )
-    try:
-        config.load()
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise UsageError(
-            f"--tls-cert, --tls-key or --client-ca: not to be used ({error})"
-        ) from None
+    config.load()
+    if security.is_encrypted:
+        config.ssl = server_context(security)
     listening = _listening(listen, host)
     server = uvicorn.Server(config)
     thread = threading.Thread(

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from collm.errors import UsageError
+from collm.errors import LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.credentials import ClientSecurity
 from collm.link.fetch import Fetcher
@@ -222,14 +222,17 @@ class _Pull:
             begun = claim.path.stat().st_size
             self._present += min(begun, entry.bytes)
             self._tell(begun)
-            digest = await fetcher.fetch(
-                [source.url(name, entry) for source in sources],
-                claim.path,
-                size=entry.bytes,
-                sha256=entry.sha256,
-                told=self._tell,
-                warn=lambda line: self._warn(f"{name}: {line}"),
-            )
+            try:
+                digest = await fetcher.fetch(
+                    [source.url(name, entry) for source in sources],
+                    claim.path,
+                    size=entry.bytes,
+                    sha256=entry.sha256,
+                    told=self._tell,
+                    warn=lambda line: self._warn(f"{name}: {line}"),
+                )
+            except LinkError as error:
+                raise LinkError(f"{name}: {error}") from None
             claim.commit(digest)
 
     async def _claim(self, name: str, entry: FileEntry) -> Claim:
