@@ -1,4 +1,4 @@
-"""`collm pull` killed at random points, as by a loss of power: no block travels twice.
+"""`collm pull` killed at random points, or interrupted: no block travels twice.
 
 COLLM_CHAOS_KILLS: how often (default 3). The seed is printed with every failure.
 """
@@ -45,7 +45,9 @@ def test_killed_and_restarted_no_block_travels_twice(tmp_path: Path) -> None:
         here = dict.fromkeys(blobs, 0)
         for run in range(KILLS + 1):
             sent, asked = sum(server.sent[name] for name in blobs), len(server.asked)
-            wanted = sent + chances.random() * (total - sent) if run < KILLS else float("inf")
+            # At least a byte: before, there is nothing to be interrupted in.
+            more = max(1.0, chances.random() * (total - sent))
+            wanted = sent + more if run < KILLS else float("inf")
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
@@ -53,8 +55,15 @@ def test_killed_and_restarted_no_block_travels_twice(tmp_path: Path) -> None:
             while process.poll() is None and sum(server.sent[name] for name in blobs) < wanted:
                 assert time.monotonic() < deadline, f"run {run}, seed {SEED}"
                 time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
+            ended_by = chances.choice((signal.SIGKILL, signal.SIGINT))
+            process.send_signal(ended_by)
             said, _ = process.communicate(timeout=10)
+            if run < KILLS and process.returncode != 0:  # done just before
+                code = 130 if ended_by == signal.SIGINT else -signal.SIGKILL
+                assert (process.returncode, said) == (
+                    code, "interrupted\n" if code == 130 else ""
+                ), (run, SEED)  # fmt: skip
+            time.sleep(0.05)  # what it had asked for reaches the server
             # Whole blobs are never asked for again; those begun, from where they broke off.
             for name, given in server.asked[asked:]:
                 if name in blobs:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import errno
 import hashlib
 import json
 import os
 import shutil
+import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from collm.runtime.stage import Stage
 from collm.serve.artifacts import artifact_server
 from collm.session.placed import placed_files
 from collm.session.pull import Choose, Pulled, PullSettings, pull
+from collm.session.sources import Source
 
 LIMITS = Limits(connect_seconds=1.0, fetch_attempts=2, fetch_pause_seconds=0.01,
                 fetch_longest_pause_seconds=0.02, store_wait_seconds=0.5)  # fmt: skip
@@ -301,6 +305,60 @@ def test_manifests_that_are_none(files: dict[str, bytes], tmp_path: Path, kind: 
     assert server.url in str(caught.value) and "\n" not in str(caught.value)
     assert set(server.paths()) == {"/artifacts", "/manifest.json"}
     assert not (tmp_path / "out").exists()
+
+
+def mutations(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Manifests with a value of another kind somewhere, and a fingerprint that fits."""
+
+    def walk(value: Any, at: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        yield at
+        if isinstance(value, dict):
+            for key in value:
+                yield from walk(value[key], (*at, key))
+        elif isinstance(value, list) and value:
+            yield from walk(value[0], (*at, 0))
+
+    data = json.loads(files["/manifest.json"])
+    for at in list(walk(data, ()))[1:]:
+        for value in (None, -1, "x", {}, [None]):
+            changed = copy.deepcopy(data)
+            place = changed
+            for key in at[:-1]:
+                place = place[key]
+            place[at[-1]] = value
+            with contextlib.suppress(Exception):
+                changed["fingerprint"] = Manifest._from(changed).fingerprint
+            yield f"{at} {value!r}", json.dumps(changed).encode()
+
+
+def test_manifests_with_values_of_other_kinds_are_a_line_or_do_no_harm(
+    made: Artifact, files: Mapping[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever serves a manifest can give it the right fingerprint too."""
+    monkeypatch.setattr("collm.session.pull._Pull._begin", lambda *_: 0)
+    refused, count = list[tuple[str, str]](), 0
+    context = ssl.create_default_context()
+    monkeypatch.setattr("collm.link.fetch._context", lambda _security: context)  # it takes time
+
+    async def nothing(*_: object) -> None:
+        return
+
+    monkeypatch.setattr("collm.session.pull._Pull._fetch_all", nothing)
+    monkeypatch.setattr(Store, "fill", lambda *_: None)
+    for what, text in mutations(files):
+        source = Source(address="http://a", manifest=text, files="http://a", by_hash=False)
+
+        async def opened(*_: object, source: Source = source) -> Source:
+            return source
+
+        monkeypatch.setattr("collm.session.sources.open_source", opened)
+        count += 1
+        try:
+            pulled(tmp_path, "http://a", choose=placed(3), folder=tmp_path / f"{count}")
+        except CollmError as error:
+            refused.append((what, str(error)))
+    assert all("\n" not in line for _, line in refused), refused
+    assert len(refused) > count / 2 > 300
 
 
 def test_a_placement_that_cannot_be_fetches_nothing(

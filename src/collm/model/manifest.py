@@ -182,12 +182,13 @@ class Manifest:
             )
         try:
             made = cls._from(data)
+            fingerprint = made.fingerprint
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{where}: {MANIFEST} is damaged ({error})") from None
         for name in made.files:
             if not _is_inside(name):
                 raise ArtifactError(f"{where}: {MANIFEST} names a file outside ({name!r:.80})")
-        if made.fingerprint != data.get("fingerprint"):
+        if fingerprint != data.get("fingerprint"):
             raise ArtifactError(
                 f"{where}: {MANIFEST} does not match its own fingerprint; it was edited or "
                 "damaged, build it again"

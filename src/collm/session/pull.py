@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from collm.errors import LinkError, UsageError
+from collm.errors import ArtifactError, LinkError, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.credentials import ClientSecurity
 from collm.link.fetch import Fetcher
@@ -145,8 +145,14 @@ class _Pull:
             )
             text = sources[0].manifest
             digest = hashlib.sha256(text).hexdigest()
-            files = {name: manifest.files[name] for name in sorted(choose(manifest))}
-            folder = settings.folder or store.artifact_folder(manifest.name, digest)
+            try:
+                files = {name: manifest.files[name] for name in sorted(choose(manifest))}
+                folder = settings.folder or store.artifact_folder(manifest.name, digest)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                # What is not of the kind it should be shows when it is used.
+                raise ArtifactError(
+                    f"{sources[0].address}: {MANIFEST} is damaged ({error})"
+                ) from None
             _check_folder(folder, text)
             # By content: the same bytes under two names are fetched once.
             blobs = {entry.sha256: name for name, entry in files.items()}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from collm.errors import ArtifactError, CollmError, LinkError, UsageError
+from collm.errors import ArtifactError, CollmError, LinkError, Refused, UsageError
 from collm.limits import Limits
 from collm.link.fetch import Fetcher, NotThere, WrongAnswer
 from collm.model.manifest import MANIFEST, FileEntry, Manifest
@@ -48,7 +48,7 @@ async def open_source(fetcher: Fetcher, address: str, limits: Limits) -> Source:
     base, _, which = address.partition("/artifacts/")
     try:
         listing = _listing(await fetcher.get(f"{base}/artifacts", limits.max_listing_bytes))
-    except (NotThere, WrongAnswer):
+    except (NotThere, WrongAnswer, Refused):  # object stores refuse what they do not have
         listing = None
     if listing is None:
         manifest = await fetcher.get(f"{address}/{MANIFEST}", limits.max_manifest_bytes)
