@@ -61,7 +61,7 @@ def test_killed_and_restarted_no_block_travels_twice(tmp_path: Path) -> None:
             if run < KILLS and process.returncode != 0:  # done just before
                 code = 130 if ended_by == signal.SIGINT else -signal.SIGKILL
                 assert (process.returncode, said) == (
-                    code, "interrupted\n" if code == 130 else ""
+                    code, "interrupted; pull again to go on from here\n" if code == 130 else ""
                 ), (run, SEED)  # fmt: skip
             time.sleep(0.05)  # what it had asked for reaches the server
             # Whole blobs are never asked for again; those begun, from where they broke off.

@@ -81,7 +81,11 @@ def pull_command(
         return frozenset(manifest.files)
 
     choose = every if everything else placed_choice(mode, placement, chosen)
-    pulled = pull_shown(source_addresses(source), choose, settings)
+    try:
+        pulled = pull_shown(source_addresses(source), choose, settings)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; pull again to go on from here", err=True)
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(
             json.dumps(
