@@ -166,11 +166,16 @@ def _agreed(
 
 def markdown(report: dict[str, Any]) -> str:
     """The table of docs/transmission.md, from `WireReport.to_json`."""
-    lines = [
-        "| cut | format | bytes a row | up, a token | down, a token | same choice | accepted "
-        "a round | texts identical |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names: tuple[str, ...] = (
+        "cut",
+        "format",
+        "bytes a row",
+        "up, a token",
+        "down, a token",
+        "same choice",
+    )
+    names += ("accepted a round", "texts identical")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for one in report["figures"]:
         same = "exactly" if one["wire"] in ("ids", "f32") and one["agreement"] == 1 else (
             f"{100 * one['agreement']:.1f} ± {100 * one['margin']:.1f} %"

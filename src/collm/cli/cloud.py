@@ -13,6 +13,7 @@ from collm.cli.options import MetricsOption, ThreadsOption, byte_count, numbers,
 from collm.limits import DEFAULT_LIMITS
 from collm.link.credentials import ServerSecurity
 from collm.model.artifact import Artifact
+from collm.serve.artifacts import artifact_server
 from collm.serve.cloud_process import run_cloud
 from collm.serve.logs import logs
 from collm.serve.metrics import metrics_server
@@ -66,6 +67,9 @@ def cloud_command(
     kv_memory: Annotated[
         str, typer.Option(help="Most memory for caches and pending states, such as 4gb.")
     ] = "4gb",
+    artifacts: Annotated[
+        str, typer.Option(help="HOST:PORT where collm pull fetches the artifact; empty: nowhere.")
+    ] = "",
     metrics: MetricsOption = "",
     log: Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")] = "text",
     spawned: Annotated[
@@ -101,6 +105,9 @@ def cloud_command(
             server = metrics_server(metrics, tokens=tokens, insecure=insecure)
             where = stack.enter_context(server)
             typer.echo(f"metrics on http://{where}/metrics", err=True)
+        if artifacts:
+            shelf = artifact_server([artifact], artifacts, security=security, insecure=insecure)
+            typer.echo(f"artifacts on {stack.enter_context(shelf)}", err=True)
         run_cloud(
             opened,
             listen=listen,

@@ -16,6 +16,7 @@ from collm.cli.eval import evaluation
 from collm.cli.eval_policy import eval_policy_command
 from collm.cli.info import info_command
 from collm.cli.link import link_command
+from collm.cli.pull import pull_command
 from collm.cli.run import run_command
 from collm.cli.synthesize import synthesize_command
 from collm.cli.trace import trace_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("build")(build_command)
 app.command("add-exit")(add_exit_command)
 app.command("info")(info_command)
+app.command("pull")(pull_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
 app.command("link")(link_command)

@@ -25,6 +25,7 @@ from collm.cli.options import (
     thread_count,
 )
 from collm.cli.prompts import read_prompts, record_ids
+from collm.cli.remote import open_artifact
 from collm.cli.security import (
     CaOption,
     CertOption,
@@ -41,12 +42,11 @@ from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
-from collm.model.artifact import Artifact
-from collm.model.manifest import Manifest
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
 from collm.session.events import Account
+from collm.session.placed import default_placement as default_placement
 
 
 @contextmanager
@@ -69,14 +69,11 @@ def cloud_link(
         yield Dialer(addresses, DEFAULT_LIMITS, security)
 
 
-def default_placement(manifest: Manifest) -> int:
-    """The cut nearest to half the model's layers."""
-    half = manifest.architecture.layers / 2
-    return min(manifest.cuts, key=lambda cut: abs(cut - half), default=manifest.architecture.layers)
-
-
 def run_command(
-    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(help="The artifact folder, or addresses to fetch what is needed from."),
+    ],
     prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='JSONL: {"prompt": …} or {"messages": […]} a line.')
@@ -185,18 +182,19 @@ def run_command(
     security = client_security(ca, cert, key, token_file)
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
-    opened = Artifact(artifact)
+    chosen = None if exits is None else numbers("--exits", exits)
+    opened = open_artifact(artifact, mode, placement, chosen, cloud, security)
     placed = default_placement(opened.manifest) if placement is None else placement
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         if metrics:
             stack.enter_context(metrics_server(metrics))
-        linked = stack.enter_context(cloud_link(artifact, cloud, cores, security))
+        linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security))
         edge = Edge(
             opened,
             mode=mode,
             placement=placed,
-            exits=None if exits is None else numbers("--exits", exits),
+            exits=chosen,
             threads=cores,
             connect=linked,
             wire=wire,

@@ -61,10 +61,13 @@ async def serve(
     return server
 
 
-def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> str:
+def check_listen(
+    listen: str, security: ServerSecurity, *, insecure: bool, option: str = "--listen"
+) -> str:
     """The host of `listen`, which strangers must not reach unless that is wanted.
 
-    insecure: other machines may, without encryption or credentials. Raises `UsageError` where they
+    insecure: other machines may, without encryption or credentials. option: what `listen` was given
+    with. Raises `UsageError` where they
     could without it, `LinkError` when the address is none.
     """
     try:
@@ -81,7 +84,7 @@ def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> st
     ]
     if lacks and not insecure and not is_loopback(host):
         raise UsageError(
-            f"--listen {listen} takes connections from other machines, and there is no "
+            f"{option} {listen} takes connections from other machines, and there is no "
             f"{' and no '.join(lacks)}: add that, listen on 127.0.0.1, or say --insecure where "
             "you trust everybody on that network"
         )

@@ -32,6 +32,7 @@ from collm.session.costs import Costs
 from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
 from collm.session.pacing import Pacer
+from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
@@ -81,15 +82,13 @@ class Edge:
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        if mode not in _LOOPS:
-            raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
         if wire not in (*WIRE_FORMATS, "auto"):
             raise PromptError(
                 f"wire format {wire!r}: expected one of {', '.join(WIRE_FORMATS)}, auto"
             )
         if wire == "auto" and mode not in ("auto", "verified"):
             raise PromptError(f"wire format auto goes with mode auto or verified, not {mode}")
-        check_placement(artifact.manifest, placement)
+        self.exits = exits_in_use(artifact.manifest, mode, placement, exits)
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -100,22 +99,6 @@ class Edge:
         self._limits = limits
         self._clock = clock
         self._is_whole = placement == artifact.architecture.layers
-        chosen = artifact.exits(None if exits is None else tuple(exits), placement)
-        if self._is_whole and mode in ("threshold", "refine"):
-            raise PlacementError(
-                f"{mode} with all {placement} layers leaves nothing to the cloud; expected a cut: "
-                f"{', '.join(map(str, artifact.manifest.cuts))}"
-            )
-        # An exact answer of the whole model needs no guesses.
-        is_exact = mode in ("verified", "auto")
-        guesses = mode != "cloud" and not (is_exact and self._is_whole)
-        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
-        answers = mode in ("standalone", "threshold", "refine")
-        if answers and not self.exits and not self._is_whole:
-            raise PlacementError(
-                f"{mode} with {placement} layers has no exit to answer from; expected a "
-                f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
-            )
         self.steering: Steering | None = None
         if not self._is_whole and (mode == "auto" or wire == "auto"):
             placements = [cut for cut in artifact.manifest.cuts if cut <= placement]
