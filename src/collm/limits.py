@@ -28,6 +28,10 @@ class Limits:
     max_positions: int = 2**24
     """Beyond any model's context; keeps position arithmetic far from overflow."""
     max_layers: int = 4096
+    max_padding_bytes: int = 256 * 2**10
+    """Of a Heartbeat and of its answer."""
+    max_cost_entries: int = 1024
+    """Figures that a cloud may tell of itself."""
 
     # link
     max_queued_frames: int = 1024
@@ -60,6 +64,8 @@ class Limits:
     max_prompt_bytes: int = 1 * 2**20
     max_prompt_lines: int = 100_000
     max_exit_bytes: int = 2**30
+    max_profile_bytes: int = 4 * 2**20
+    max_acceptance_bytes: int = 64 * 2**20
 
     # fetching
     max_listing_bytes: int = 2**20
@@ -105,6 +111,8 @@ class Limits:
     redial_longest_seconds: float = 1.0
     detached_seconds: float = 3.0
     """How long a cloud keeps a session whose link broke; later it is replayed from its start."""
+    probe_seconds: float = 5.0
+    """Longest wait for the answer to one probe of a link."""
     retry_seconds: float = 2.0
     """What a cloud without room tells a client to wait."""
 

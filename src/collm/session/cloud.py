@@ -18,6 +18,7 @@ from collm.errors import CollmError, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.base import NOTHING, Peer
 from collm.runtime.stage import Stage
+from collm.session.cloud_costs import CloudCosts
 from collm.session.held import HeldSession
 from collm.session.quotas import Quotas
 from collm.session.self_draft import SelfDraft
@@ -35,12 +36,14 @@ from collm.wire.messages import (
     Bye,
     CloudMessage,
     Evicted,
+    Figures,
     Generate,
     Heartbeat,
     Hello,
     Pong,
     Token,
     Verdict,
+    Verify,
     Welcome,
 )
 
@@ -62,6 +65,7 @@ class CloudService:
         self.self_draft = self_draft
         self.sessions = Sessions(limits)
         self.quotas = Quotas(limits)
+        self.costs = CloudCosts(stage)
 
     def open(self, peer: Peer) -> CloudConversation:
         """A conversation for a new client; it takes no memory before its Hello is accepted."""
@@ -112,7 +116,7 @@ class CloudConversation:
             yield encode(self._hello(message))
             return
         if isinstance(message, Heartbeat):
-            yield encode(Pong(nonce=message.nonce))
+            yield from self._pong(message)
             return
         if isinstance(message, Bye):
             self._said_bye = True
@@ -131,6 +135,7 @@ class CloudConversation:
         if evicted:
             yield from self._say_evicted()
             return
+        rows = held.pending
         kind = type(message).__name__.lower()
         if isinstance(message, (Append, Ask)):
             metrics.POSITIONS.labels(str(held.cut)).inc(len(message.token_ids))
@@ -153,6 +158,12 @@ class CloudConversation:
                 if reply is None:
                     yield NOTHING
                     continue
+                if isinstance(message, Verify) and isinstance(reply, Verdict):
+                    heads = len(message.draft) + 1
+                    self._service.costs.took(held.cut, rows, heads, reply.cloud_seconds)
+                elif isinstance(reply, Token) and self._service.self_draft is None:
+                    self._service.costs.took(0, rows, 1, reply.cloud_seconds)
+                    rows = 1  # the first token brought the prompt's with it
                 tokens = _count(reply)
                 self.pause_seconds = max(self.pause_seconds, self._charge(tokens=tokens))
                 yield encode(reply)
@@ -191,6 +202,25 @@ class CloudConversation:
             max_positions=held.max_positions,
             model_layers=stage.architecture.layers,
         )
+
+    def _pong(self, heartbeat: Heartbeat) -> Iterator[bytes]:
+        """What is asked for comes back, and is counted as if it had been sent."""
+        service, limits = self._service, self._service.limits
+        charge = self._charge(byte_count=heartbeat.reply_bytes)
+        self.pause_seconds = max(self.pause_seconds, charge)
+        figures: Figures | None = None
+        if heartbeat.wants_figures:
+            for _ in service.costs.measure():
+                yield NOTHING
+            figures = Figures(
+                fingerprint=service.stage.artifact.fingerprint,
+                model_layers=service.stage.architecture.layers,
+                sessions=len(service.sessions),
+                at_work=service.sessions.at_work,
+                costs=service.costs.told(limits.max_cost_entries),
+            )
+        padding = bytes(heartbeat.reply_bytes)
+        yield encode(Pong(nonce=heartbeat.nonce, padding=padding, figures=figures))
 
     def _attach(self, held: HeldSession, message: Attach) -> Attached:
         found = held

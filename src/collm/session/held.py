@@ -87,6 +87,11 @@ class HeldSession:
         return self._session.position
 
     @property
+    def pending(self) -> int:
+        """Positions held that its layers have not run yet."""
+        return self.position - self._session.run_to(self._stage.layers.stop)
+
+    @property
     def bytes(self) -> int:
         """Memory of caches and pending rows."""
         return self._session.bytes

@@ -58,6 +58,13 @@ class Sessions:
         return len(self._entries)
 
     @property
+    def at_work(self) -> int:
+        """Sessions that spoke in the last seconds."""
+        with self._changed:
+            since = time.monotonic() - self._limits.work_seconds
+            return sum(entry.used_at >= since for entry in self._entries.values())
+
+    @property
     def bytes(self) -> int:
         """Memory that the sessions were granted."""
         return self._granted

@@ -30,6 +30,7 @@ from collm.wire.messages import (
     CloudMessage,
     Crop,
     Evicted,
+    Figures,
     Finished,
     Generate,
     Heartbeat,
@@ -37,6 +38,7 @@ from collm.wire.messages import (
     Pong,
     Recut,
     Refusal,
+    RowSeconds,
     Score,
     Scored,
     Token,
@@ -92,7 +94,7 @@ def decode_client(
                 position=checks.bounded("position", envelope.attach.position, limits.max_positions),
             )
         case "heartbeat":
-            return Heartbeat(nonce=envelope.heartbeat.nonce)
+            return _heartbeat(envelope.heartbeat, limits)
         case "bye":
             return Bye()
         case other:
@@ -120,7 +122,7 @@ def decode_cloud(frame: bytes, limits: Limits, *, sealed: bool = False) -> Cloud
         case "evicted":
             return Evicted()
         case "pong":
-            return Pong(nonce=envelope.pong.nonce)
+            return _pong(envelope.pong, limits)
         case "refusal":
             return Refusal(
                 code=checks.one_of("refusal code", envelope.refusal.code, REFUSAL_CODES),
@@ -186,6 +188,40 @@ def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> A
         token_ids=checks.token_ids("token id", body.token_ids, limits),
         rows=decoded if rows else None,
         settled=body.settled,
+    )
+
+
+def _heartbeat(body: pb.Heartbeat, limits: Limits) -> Heartbeat:
+    checks.bounded("padding", len(body.padding), limits.max_padding_bytes)
+    return Heartbeat(
+        nonce=body.nonce,
+        padding=body.padding,
+        reply_bytes=checks.bounded("reply bytes", body.reply_bytes, limits.max_padding_bytes),
+        wants_figures=body.wants_figures,
+    )
+
+
+def _pong(body: pb.Pong, limits: Limits) -> Pong:
+    checks.bounded("padding", len(body.padding), limits.max_padding_bytes)
+    figures = _figures(body.figures, limits) if body.HasField("figures") else None
+    return Pong(nonce=body.nonce, padding=body.padding, figures=figures)
+
+
+def _figures(body: pb.Figures, limits: Limits) -> Figures:
+    checks.counted("costs", len(body.costs), limits.max_cost_entries)
+    return Figures(
+        fingerprint=checks.text("fingerprint", body.fingerprint, limits),
+        model_layers=checks.bounded("model layers", body.model_layers, limits.max_layers),
+        sessions=body.sessions,
+        at_work=body.at_work,
+        costs=tuple(
+            RowSeconds(
+                cut=checks.bounded("cut", one.cut, limits.max_layers),
+                rows=checks.bounded("rows", one.rows, limits.max_rows_per_append),
+                seconds=checks.seconds("seconds", one.seconds),
+            )
+            for one in body.costs
+        ),
     )
 
 

@@ -152,7 +152,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         case Evicted():
             return pb.Envelope(evicted=pb.Evicted())
         case Pong():
-            return pb.Envelope(pong=pb.Pong(**vars(message)))
+            return pb.Envelope(pong=_pong(message))
         case Refusal():
             return pb.Envelope(refusal=pb.Refusal(**vars(message)))
         case _:
@@ -178,6 +178,14 @@ def _append(message: Append, wire_format: str) -> pb.Append:
         rows=payload,
         settled=message.settled,
     )
+
+
+def _pong(message: Pong) -> pb.Pong:
+    figures = None
+    if message.figures is not None:
+        costs = [pb.RowSeconds(**vars(one)) for one in message.figures.costs]
+        figures = pb.Figures(**{**vars(message.figures), "costs": costs})
+    return pb.Pong(nonce=message.nonce, padding=message.padding, figures=figures)
 
 
 def _sampling(sampling: Sampling) -> pb.Sampling:

@@ -172,9 +172,17 @@ class Attach:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """Are you there? Answered by a `Pong` with the same nonce (0 to 2**64 - 1)."""
+    """Are you there? Answered by a `Pong` with the same nonce (0 to 2**64 - 1).
+
+    The rest measures the link and the cloud; an older cloud does not see it.
+    """
 
     nonce: int
+    padding: bytes = b""
+    """Says nothing, and takes its time."""
+    reply_bytes: int = 0
+    """Padding that the answer shall have."""
+    wants_figures: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +270,32 @@ class Pong:
     """The answer to a `Heartbeat`."""
 
     nonce: int
+    padding: bytes = b""
+    figures: Figures | None = None
+    """Where they were wanted, and the cloud is not too old."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a cloud says of itself."""
+
+    fingerprint: str
+    model_layers: int
+    sessions: int
+    """That it holds."""
+    at_work: int
+    """Of them, those that spoke in the last seconds."""
+    costs: tuple[RowSeconds, ...]
+    """Empty: not measured yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSeconds:
+    """What `rows` rows take in the cloud from layer `cut` through its last; at that, the head."""
+
+    cut: int
+    rows: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,10 +184,16 @@ class Recut(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "padding", "reply_bytes", "wants_figures")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WANTS_FIGURES_FIELD_NUMBER: _ClassVar[int]
     nonce: int
-    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+    padding: bytes
+    reply_bytes: int
+    wants_figures: bool
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., wants_figures: _Optional[bool] = ...) -> None: ...
 
 class Bye(_message.Message):
     __slots__ = ()
@@ -274,10 +280,38 @@ class Finished(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "padding", "figures")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     nonce: int
-    def __init__(self, nonce: _Optional[int] = ...) -> None: ...
+    padding: bytes
+    figures: Figures
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., figures: _Optional[_Union[Figures, _Mapping]] = ...) -> None: ...
+
+class Figures(_message.Message):
+    __slots__ = ("fingerprint", "model_layers", "sessions", "at_work", "costs")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    AT_WORK_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    model_layers: int
+    sessions: int
+    at_work: int
+    costs: _containers.RepeatedCompositeFieldContainer[RowSeconds]
+    def __init__(self, fingerprint: _Optional[str] = ..., model_layers: _Optional[int] = ..., sessions: _Optional[int] = ..., at_work: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[RowSeconds, _Mapping]]] = ...) -> None: ...
+
+class RowSeconds(_message.Message):
+    __slots__ = ("cut", "rows", "seconds")
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    cut: int
+    rows: int
+    seconds: float
+    def __init__(self, cut: _Optional[int] = ..., rows: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason", "retry_seconds")

@@ -1,0 +1,377 @@
+"""Measuring a device: every block, exit and head, by rows and threads, and what they take.
+
+What fits into memory together is loaded together and timed in turns, as a token runs through it,
+so that each finds the processor's caches as it would at work. Medians over as many rounds as the
+budget allows. Under a quota of CPU time a call's own CPU time counts: when a control group stops
+the process is for the cost model to say, not for a median to guess.
+
+Blocks that are not here (an artifact may be fetched in part) are taken to cost as much a layer as
+those that are: layers of a model have one shape.
+
+Not covered: batches of several sessions; memory that ONNX Runtime takes beside the weights for
+texts much longer than 128 positions.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import psutil
+
+from collm import __version__
+from collm.limits import DEFAULT_LIMITS
+from collm.model.artifact import Artifact
+from collm.model.manifest import ExitEntry
+from collm.model.vocabulary import CONFIDENCE
+from collm.policy.profiles import DeviceProfile, RowCost, ThreadCosts
+from collm.runtime.backend import Head
+from collm.runtime.exits import ExitHead, ExitSession
+from collm.runtime.hardware import (
+    condition,
+    cpu_limits,
+    hardware_words,
+    held_memory,
+    usable_memory,
+)
+from collm.runtime.onnx_backend import OnnxBackend
+from collm.runtime.rows import RowBuffer
+
+F32 = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+Call = Callable[[int], object]
+
+_BLOCK_ROWS = (1, 2, 4, 8, 16, 32, 128)
+_EXIT_ROWS = (1, 2, 8, 32, 128)
+_HEAD_ROWS = (1, 2, 8, 32)
+_PAST = 128
+"""Positions that a block has behind it when it is timed."""
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
+_CODE_SHARE = 0.5
+"""Of the pages of code and files that a process has touched: the rest can be dropped."""
+_TALK_BYTES = 8 * 10**6
+"""What a link to a cloud takes, with its threads and buffers."""
+_ACCEPTANCE = "acceptance.safetensors"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Something to be measured: the files it needs, and what loads it."""
+
+    name: str
+    files: tuple[str, ...]
+    rows: tuple[int, ...]
+    load: Callable[[OnnxBackend, str], tuple[Call, int]]
+    """Gives what runs so many rows, and the bytes that loading it took."""
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """A block, an exit or the head, loaded; and how long its calls took."""
+
+    name: str
+    rows: tuple[int, ...]
+    call: Call
+    held: int
+    """Bytes that loading it took."""
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+    def cost(self) -> RowCost:
+        """Medians; never less for more rows."""
+        medians = [float(np.median(self.seconds[rows])) for rows in self.rows]
+        return RowCost(rows=self.rows, seconds=tuple(np.maximum.accumulate(medians).tolist()))
+
+
+def artifact_key(artifact: Artifact) -> str:
+    """Digest of what a device runs: blocks, exits, heads. Records about them do not change it."""
+    data = artifact.manifest.to_json()
+    data["files"] = {name: one for name, one in data["files"].items() if name != _ACCEPTANCE}
+    for entry in data["exits"]:
+        entry.pop("threshold"), entry.pop("calibration")
+    text = json.dumps(data, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def profile_key(artifact: Artifact) -> str:
+    """Name under which this device's profile of the artifact is kept."""
+    words = (artifact_key(artifact), hardware_words(), ort.__version__, __version__)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+
+
+def measure_device(
+    artifact: Artifact,
+    *,
+    budget: float = 10.0,
+    threads: Sequence[int] | None = None,
+    base_bytes: int | None = None,
+    step_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> DeviceProfile:
+    """Measure for about `budget` seconds, loading not counted.
+
+    threads: numbers to try; None: 1, 2, 4, … as long as more is faster. base_bytes: of a process
+    that has loaded nothing; None: what this one holds now. Raises ArtifactError where not a single
+    block is here, or a file is damaged.
+    """
+    manifest, arch = artifact.manifest, artifact.architecture
+    limits, before = cpu_limits(), condition()
+    base = held_memory() if base_bytes is None else base_bytes
+    tried = list(threads or _doubling(limits.most_threads))
+    costs: list[ThreadCosts] = []
+    held: dict[str, int] = {}
+    missing: set[str] = set()
+    for number, count in enumerate(tried):
+        found = _Found(artifact, count, is_stopped=limits.quota > 0)
+        if progress is not None:
+            progress(f"timing with {count} threads", number, len(tried))
+        found.measure(budget / len(tried))
+        for name, size in found.held.items():
+            held.setdefault(name, size)
+        missing |= found.missing
+        costs.append(found.costs())
+        if threads is None and len(costs) > 1:
+            blocks = len(manifest.blocks)
+            if costs[-1].decode_seconds(blocks) > 0.95 * costs[-2].decode_seconds(blocks):
+                break
+    if progress is not None:
+        progress("timed", len(tried), len(tried))
+    after = condition()
+    spans = [block.last - block.first for block in manifest.blocks]
+    position = 2 * 4 * arch.kv_heads * arch.head_size
+    notes = [f"{name} is not here: taken from the others" for name in sorted(missing)]
+    return DeviceProfile(
+        artifact=artifact_key(artifact),
+        hardware=hardware_words(),
+        software=f"collm {__version__}, onnxruntime {ort.__version__}",
+        bounds=(0, *(block.last for block in manifest.blocks)),
+        costs=tuple(costs),
+        step_seconds=step_seconds,
+        cores=limits.cores,
+        cpu_quota=limits.quota,
+        quota_period=limits.period,
+        memory_bytes=usable_memory(),
+        base_bytes=base + int(_CODE_SHARE * _code_bytes()) + _TALK_BYTES,
+        block_bytes=tuple(
+            max(_size(artifact, block.graph), held.get(block.graph, 0)) for block in manifest.blocks
+        ),
+        exit_bytes={
+            entry.cut: max(_size(artifact, entry.graph), held.get(f"exit {entry.cut}", 0))
+            for entry in manifest.exits
+        },
+        exit_heads={entry.cut: entry.head for entry in manifest.exits},
+        head_bytes={
+            name: max(_size(artifact, head.graph), held.get(head.graph, 0))
+            for name, head in manifest.heads.items()
+        },
+        kv_bytes=tuple(span * position for span in spans),
+        row_bytes=4 * arch.hidden_size,
+        battery=after.battery,
+        on_battery=after.on_battery,
+        celsius=after.celsius,
+        throttled=after.throttle_events > before.throttle_events,
+        notes=tuple(notes),
+    )
+
+
+class _Found:
+    """One number of threads: what of the artifact is here, group by group, and its times."""
+
+    def __init__(self, artifact: Artifact, threads: int, *, is_stopped: bool) -> None:
+        self._artifact = artifact
+        self._threads = threads
+        self._is_stopped = is_stopped
+        self._random = np.random.default_rng(0)
+        self._known: dict[str, RowCost] = {}
+        self._heads: dict[str, Head] = {}
+        self.held: dict[str, int] = {}
+        self.missing: set[str] = set()
+
+    def measure(self, budget: float) -> None:
+        """Load as much as memory takes, time it in turns, go on with the rest."""
+        todo = self._wanted()
+        number = len(todo)
+        while todo:
+            room = (usable_memory() - held_memory()) // 2
+            taken = [todo.pop(0)]
+            while todo and sum(map(self._bytes, [*taken, todo[0]])) < room:
+                taken.append(todo.pop(0))
+            backend = OnnxBackend(self._artifact.architecture, self._threads, DEFAULT_LIMITS)
+            parts = [self._load(backend, one) for one in taken]
+            self._time(parts, budget * len(taken) / number)
+            for part in parts:
+                self._known[part.name] = part.cost()
+                self.held[part.name] = part.held
+            del parts, backend
+            self._heads.clear()
+            gc.collect()
+
+    def _bytes(self, part: _Wanted) -> int:
+        return sum(_size(self._artifact, name) for name in part.files)
+
+    def costs(self) -> ThreadCosts:
+        """With what is missing taken from what is there."""
+        manifest = self._artifact.manifest
+        layers = [(b.last - b.first, self._known.get(b.graph)) for b in manifest.blocks]
+        per_layer = [cost.times(1 / span) for span, cost in layers if cost is not None]
+        mean = _mean(per_layer)
+        exits = {e.cut: self._known.get(f"exit {e.cut}") for e in manifest.exits}
+        known_exits = [cost for cost in exits.values() if cost is not None]
+        head = self._known.get(manifest.heads["full"].graph)
+        if head is None:  # one row of it reads as many bytes a second as a block's does
+            sizes = [_size(self._artifact, b.graph) for b in manifest.blocks]
+            ratio = _size(self._artifact, manifest.heads["full"].graph) / max(1, max(sizes))
+            head = mean.times(ratio * max(span for span, _ in layers))
+        return ThreadCosts(
+            threads=self._threads,
+            blocks=tuple(cost or mean.times(span) for span, cost in layers),
+            exits={
+                cut: cost or (_mean(known_exits) if known_exits else mean)
+                for cut, cost in exits.items()
+            },
+            head=head,
+        )
+
+    def _wanted(self) -> list[_Wanted]:
+        """Everything whose files are here, in the order of a token's way; the rest is noted."""
+        manifest = self._artifact.manifest
+        all_parts = [
+            _Wanted(block.graph, (block.graph,), _BLOCK_ROWS, self._block)
+            for block in manifest.blocks
+        ]
+        if not any(self._is_here(one) for one in all_parts):
+            self._artifact.graph(manifest.blocks[0].graph)  # says which file is missing
+        for entry in manifest.exits:
+            files = (entry.norm, manifest.heads[entry.head].graph, entry.graph or entry.norm)
+            load = partial(self._exit, entry)
+            all_parts.append(_Wanted(f"exit {entry.cut}", files, _EXIT_ROWS, load))
+        full = manifest.heads["full"].graph
+        all_parts.append(_Wanted(full, (full, manifest.final_norm), _HEAD_ROWS, self._model_head))
+        self.missing |= {one.name for one in all_parts if not self._is_here(one)}
+        return [one for one in all_parts if self._is_here(one)]
+
+    def _is_here(self, part: _Wanted) -> bool:
+        names = [*part.files, *(_data(name) for name in part.files if name.endswith(".onnx"))]
+        listed = [name for name in names if name in self._artifact.manifest.files]
+        return all((self._artifact.folder / name).is_file() for name in listed)
+
+    def _load(self, backend: OnnxBackend, part: _Wanted) -> _Part:
+        call, held = part.load(backend, part.name)
+        return _Part(name=part.name, rows=part.rows, call=call, held=held)
+
+    def _block(self, backend: OnnxBackend, graph: str) -> tuple[Call, int]:
+        before = held_memory()
+        chain = backend.chain(self._artifact.graph(graph), self._artifact.architecture)
+        cache = chain.new_cache()
+        chain.run(self._rows(_PAST), cache, 0)
+        rows = {count: self._rows(count) for count in _BLOCK_ROWS}
+
+        def call(count: int) -> object:
+            return chain.run(rows[count], cache, _PAST)
+
+        call(2)
+        return call, max(0, held_memory() - before)
+
+    def _model_head(self, backend: OnnxBackend, graph: str) -> tuple[Call, int]:
+        head = self._head(backend, "full")
+        norm = self._artifact.floats(self._artifact.manifest.final_norm)
+        given = {count: self._rows(count) for count in _HEAD_ROWS}
+
+        def call(count: int) -> object:
+            return head.logits(given[count], norm).argmax(axis=1)
+
+        call(2)
+        return call, self.held.get(graph, 0)
+
+    def _head(self, backend: OnnxBackend, name: str) -> Head:
+        """Exits share heads."""
+        if name not in self._heads:
+            artifact, graph = self._artifact, self._artifact.manifest.heads[name].graph
+            before = held_memory()
+            head = backend.head(artifact.graph(graph), artifact.graph(CONFIDENCE))
+            self._heads[name] = head
+            self.held.setdefault(graph, max(0, held_memory() - before))
+        return self._heads[name]
+
+    def _exit(self, entry: ExitEntry, backend: OnnxBackend, _name: str) -> tuple[Call, int]:
+        """Asking it with so many positions pending."""
+        shared = self._head(backend, entry.head)
+        before = held_memory()
+        exit_head = ExitHead(self._artifact, entry, backend, shared)
+        buffers = [
+            RowBuffer(self._artifact.architecture.hidden_size) for _ in (entry.cut, *entry.feed)
+        ]
+        for buffer in buffers:
+            buffer.append(self._rows(_PAST + max(_EXIT_ROWS)))
+        session = ExitSession(exit_head, buffers)
+        session.result(_PAST)
+
+        def call(count: int) -> object:
+            session.crop(_PAST)
+            return session.result(_PAST + count)
+
+        call(1)
+        return call, max(0, held_memory() - before)
+
+    def _time(self, parts: Sequence[_Part], budget: float) -> None:
+        """In turns, as a token runs through them; many rows less often than few."""
+        counts = sorted({count for part in parts for count in part.rows})
+        until = time.perf_counter() + budget
+        for number in range(_MOST_ROUNDS):
+            if number >= _FEWEST_ROUNDS and time.perf_counter() > until:
+                break
+            for count in counts:
+                if count > 8 and number >= _FEWEST_ROUNDS and number % 4:
+                    continue
+                for part in parts:
+                    if count in part.rows:
+                        part.seconds.setdefault(count, []).append(self._timed(part.call, count))
+
+    def _timed(self, call: Callable[[int], Any], count: int) -> float:
+        wall, cpu = time.perf_counter(), time.process_time()
+        call(count)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return min(wall, cpu / self._threads) if self._is_stopped else wall
+
+    def _rows(self, count: int) -> F32:
+        made: F32 = self._random.standard_normal(
+            (count, self._artifact.architecture.hidden_size), dtype=np.float32
+        )
+        return made
+
+
+def _mean(costs: Sequence[RowCost]) -> RowCost:
+    seconds = np.mean([cost.seconds for cost in costs], axis=0)
+    return RowCost(rows=costs[0].rows, seconds=tuple(seconds.tolist()))
+
+
+def _doubling(most: int) -> list[int]:
+    made = [1]
+    while made[-1] * 2 <= most:
+        made.append(made[-1] * 2)
+    return made if made[-1] == most or most > 8 else [*made, most]
+
+
+def _data(graph: str) -> str:
+    return graph.removesuffix(".onnx") + ".data"
+
+
+def _size(artifact: Artifact, graph: str | None) -> int:
+    """Bytes of a graph's weights, by the manifest."""
+    if graph is None:
+        return 0
+    entry = artifact.manifest.files.get(_data(graph)) or artifact.manifest.files.get(graph)
+    return entry.bytes if entry is not None else 0
+
+
+def _code_bytes() -> int:
+    """Pages of files that this process has in memory."""
+    return max(0, int(psutil.Process().memory_info().rss) - held_memory())

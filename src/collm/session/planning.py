@@ -1,0 +1,218 @@
+"""What a plan needs, brought together: profiles from the cache or measured, exits' records, frames.
+
+Everything that is kept between runs lies in one folder (`profiles_folder`), a file a device and
+artifact. Files are written beside their place and moved there, so that two processes never see a
+half of one.
+
+Not covered: profiles of other machines; copy their file, or plan there.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+
+from collm.config import Generation, Sampling
+from collm.errors import UsageError
+from collm.limits import DEFAULT_LIMITS
+from collm.model.artifact import Artifact
+from collm.policy.cost_model import Candidate, FrameBytes
+from collm.policy.profile_json import device_from_json, device_to_json
+from collm.policy.profiles import Acceptance, CloudProfile, DeviceProfile, RowCost
+from collm.runtime.acceptance import find_acceptance, keep_acceptance, record_acceptance
+from collm.runtime.hardware import held_memory, usable_memory
+from collm.runtime.profiling import measure_device, profile_key
+from collm.session.edge import Edge
+from collm.wire.codec import WIRE_FORMATS, row_bytes
+from collm.wire.encoding import encode
+from collm.wire.handshake import hello_of
+from collm.wire.messages import Append, Bye, Generate, Token, Verdict, Verify, Welcome
+
+Progress = Callable[[str, int, int], None]
+
+_STEPS = 24
+_WHOLE_SHARE = 0.8
+"""Of the usable memory: a model that would take more is not loaded whole to record its exits."""
+
+
+def profiles_folder() -> Path:
+    """Where profiles are kept."""
+    return platformdirs.user_cache_path("collm") / "profiles"
+
+
+def known_profile(artifact: Artifact, folder: Path | None = None) -> DeviceProfile | None:
+    """This device's profile of the artifact, if it was measured before; a damaged one is none."""
+    path = (folder or profiles_folder()) / f"{profile_key(artifact)}.json"
+    try:
+        if path.stat().st_size > DEFAULT_LIMITS.max_profile_bytes:
+            return None
+        found = device_from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UsageError, UnicodeDecodeError):
+        return None
+    # What is free may have changed; what the hardware is has not, or the key would be another.
+    return replace(found, memory_bytes=usable_memory())
+
+
+def device_profile(
+    artifact: Artifact,
+    *,
+    budget: float = 10.0,
+    threads: Sequence[int] | None = None,
+    refresh: bool = False,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> DeviceProfile:
+    """Known, or measured now and kept. Raises ArtifactError for files that are damaged."""
+    known = None if refresh else known_profile(artifact, folder)
+    if known is not None and (threads is None or [c.threads for c in known.costs] == [*threads]):
+        return known
+    tokenizer = artifact.tokenizer()  # it is part of every process, and not a small one
+    base = held_memory()
+    made = measure_device(
+        artifact, budget=budget, threads=threads, base_bytes=base, progress=progress
+    )
+    del tokenizer
+    made = replace(made, step_seconds=_step_seconds(artifact, made))
+    if threads is None:  # others are an experiment's
+        kept = folder or profiles_folder()
+        _write(kept / f"{profile_key(artifact)}.json", device_to_json(made))
+    return made
+
+
+def acceptance(
+    artifact: Artifact,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int = 48,
+    threads: int = 1,
+    refresh: bool = False,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Acceptance:
+    """Recorded before, or now and kept with the artifact.
+
+    Raises UsageError where it is not there and the whole model is not here, or does not fit.
+    """
+    elsewhere = (folder or profiles_folder()) / f"{profile_key(artifact)}.acceptance.safetensors"
+    found = None if refresh else find_acceptance(artifact, elsewhere)
+    if found is not None:
+        return found
+    manifest = artifact.manifest
+    need = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".data"))
+    missing = [
+        block.graph for block in manifest.blocks if not (artifact.folder / block.graph).is_file()
+    ]
+    if missing or need > _WHOLE_SHARE * (usable_memory() - held_memory()):
+        why = f"{missing[0]} is not here" if missing else f"it takes {need / 1e6:.0f} MB"
+        raise UsageError(
+            f"{artifact.folder}: how often its exits are right was not recorded, and takes the "
+            f"whole model ({why}); run collm profile --exits on a larger machine, and copy "
+            "acceptance.safetensors and manifest.json from its artifact here"
+        )
+    made = record_acceptance(artifact, prompts, tokens=tokens, threads=threads, progress=progress)
+    keep_acceptance(artifact, made, elsewhere)
+    return made
+
+
+def cloud_like(device: DeviceProfile, artifact: Artifact) -> CloudProfile:
+    """A cloud that is as fast as this device: for plans without one to ask."""
+    costs, bounds = device.with_threads(device.best_threads), device.bounds
+    made: dict[int, RowCost] = {bounds[-1]: costs.head}
+    rows = costs.blocks[0].rows
+    for index, cut in enumerate(bounds[:-1]):
+        seconds = [sum(block.at(n) for block in costs.blocks[index:]) for n in rows]
+        made[cut] = RowCost(rows=rows, seconds=tuple(seconds))
+    return CloudProfile(fingerprint=artifact.fingerprint, layers=bounds[-1], costs=made)
+
+
+def frame_bytes(hidden: int) -> FrameBytes:
+    """Sizes of real frames, in the midst of an answer."""
+    greedy, at = Sampling(), 500
+    append = Append(epoch=3, base=at, token_ids=(1,), rows=None)
+    verify = Verify(epoch=3, base=at, draft=(), sampling=greedy)
+    verdict = Verdict(
+        epoch=3,
+        base=at,
+        accepted=2,
+        next_token=9_000,
+        logprob=-0.5,
+        cloud_seconds=0.01,
+        logprobs_accepted=(-0.5, -0.5),
+    )
+    token = Token(epoch=0, position=at, token_id=9_000, logprob=-0.5, cloud_seconds=0.01)
+    welcome = Welcome(
+        protocol_minor=4,
+        position=0,
+        software="collm 0.0",
+        session_id="0" * 32,
+        max_positions=8192,
+        model_layers=30,
+    )
+    generate = Generate(epoch=0, base=at, max_tokens=128, stop_ids=(0, 2), sampling=greedy)
+    hello = hello_of("collm 0.0", "0" * 64, 15, "f32")
+    session = sum(len(encode(one)) for one in (hello, welcome, generate, Bye()))
+    return FrameBytes(
+        append=len(encode(append)) - 4,
+        verify=len(encode(verify)),
+        verdict=len(encode(verdict)),
+        token=len(encode(token)),
+        session=session,
+        rows={name: row_bytes(name, hidden) for name in WIRE_FORMATS},
+    )
+
+
+def way_words(candidate: Candidate, layers: int) -> list[str]:
+    """The options of `collm run` that make it answer so."""
+    words = ["--mode", candidate.mode]
+    if candidate.mode == "cloud":
+        return words
+    words += ["--placement", str(candidate.placement), "--threads", str(candidate.threads)]
+    if candidate.mode == "verified" and candidate.placement == layers:
+        return words
+    words += ["--exits", ",".join(map(str, candidate.exits))]
+    words += ["--threshold", f"{candidate.threshold:g}"]
+    if candidate.mode != "standalone":
+        words += ["--wire", candidate.wire]
+    if candidate.mode == "verified":
+        words += ["--draft", str(candidate.draft)]
+        if candidate.ahead is not None:
+            words += ["--ahead", f"{candidate.ahead:g}"]
+    return words
+
+
+def _step_seconds(artifact: Artifact, device: DeviceProfile) -> float:
+    """What a token costs beside its layers and its exit: measured with the shallowest exit."""
+    manifest = artifact.manifest
+    entry = next((e for e in manifest.exits if e.cut == device.bounds[1] and not e.feed), None)
+    entry = entry or next((e for e in manifest.exits if e.cut < device.bounds[-1]), None)
+    if entry is None or any(str(entry.cut) in note.split() for note in device.notes):
+        return 0.0
+    blocks = device.bounds.index(entry.cut)
+    if any(block.graph in note for block in manifest.blocks[:blocks] for note in device.notes):
+        return 0.0
+    threads = device.costs[0].threads
+    edge = Edge(
+        artifact, mode="standalone", placement=entry.cut, exits=(entry.cut,), threads=threads
+    )
+    how = Generation(mode="standalone", threshold=1.0, max_tokens=_STEPS, ignore_eos=True)
+    vocabulary = artifact.architecture.vocab_size
+    answer = edge.answer([min(3, vocabulary - 1)] * 8, how).finish()
+    costs = device.costs[0]
+    own = sum(cost.at(1) for cost in costs.blocks[:blocks]) + costs.exits[entry.cut].at(1)
+    return max(0.0, statistics.median(answer.token_seconds[2:] or [own]) - own)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all; a cache that cannot be written is only slower."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
