@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +46,9 @@ class Wanderer:
         self.moves = 0
 
     def judged(self, guess: Guess, token_id: int) -> None:
+        pass
+
+    def unusable(self, way: Way) -> None:
         pass
 
     def token(self, run: Run, client: CloudClient, cloud_seconds: float) -> None:
@@ -284,6 +289,21 @@ def test_left_to_measurements_the_text_is_the_full_models(
         assert all(change.reason for change in account.changes)
         if mode == "verified":
             assert {change.way.mode for change in account.changes} == {"verified"}
+
+
+@pytest.mark.parametrize("ahead", [None, 0.0])
+def test_blocks_that_cannot_be_had_do_not_end_an_answer(
+    world: World, tmp_path: Path, ahead: float | None
+) -> None:
+    reference = answer(world.edge("verified", 4), LONG)
+    folder = tmp_path / "partial"
+    shutil.copytree(world.artifact.folder, folder)
+    (folder / "blocks/002-003.data").unlink()
+    edge = replace(world, artifact=Artifact(folder)).edge("verified", 2)
+    wanderer = Wanderer(1)
+    account = edge.answer(PROMPT, replace(LONG, ahead=ahead), steer=wanderer).finish()
+    assert account.token_ids == reference
+    assert wanderer.moves >= 5
 
 
 class Told:

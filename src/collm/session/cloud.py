@@ -135,7 +135,7 @@ class CloudConversation:
         if evicted:
             yield from self._say_evicted()
             return
-        rows = held.pending
+        rows = held.pending + (len(message.token_ids) if isinstance(message, Ask) else 0)
         kind = type(message).__name__.lower()
         if isinstance(message, (Append, Ask)):
             metrics.POSITIONS.labels(str(held.cut)).inc(len(message.token_ids))
@@ -158,8 +158,10 @@ class CloudConversation:
                 if reply is None:
                     yield NOTHING
                     continue
-                if isinstance(message, Verify) and isinstance(reply, Verdict):
-                    heads = len(message.draft) + 1
+                if isinstance(message, Verify | Ask) and isinstance(reply, Verdict):
+                    heads = (
+                        message.drafted if isinstance(message, Ask) else len(message.draft)
+                    ) + 1
                     self._service.costs.took(held.cut, rows, heads, reply.cloud_seconds)
                 elif isinstance(reply, Token) and self._service.self_draft is None:
                     self._service.costs.took(0, rows, 1, reply.cloud_seconds)

@@ -34,6 +34,7 @@ from collm.session.oracle import Oracle
 from collm.session.pacing import Pacer
 from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
+from collm.session.pressure import Pressure
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
 from collm.session.steering import LOSSLESS, Steering, auto, ways_of
@@ -104,7 +105,12 @@ class Edge:
             placements = [cut for cut in artifact.manifest.cuts if cut <= placement]
             wires = LOSSLESS if wire == "auto" or (mode == "auto" and wire == "f32") else (wire,)
             ways = ways_of(artifact, placements[::-1], wires)
-            self.steering = Steering(artifact, ways, with_cloud=mode == "auto")
+            self.steering = Steering(
+                artifact,
+                ways,
+                with_cloud=mode == "auto",
+                pressure=Pressure(artifact.manifest, placements) if placements else None,
+            )
         self.wire = "f32" if wire == "auto" else wire
         self.first_cut = self._first_cut(first_cut)
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))

@@ -35,6 +35,10 @@ class Steer(Protocol):
         """The full model has said `token_id` where the exits said `guess`."""
         ...
 
+    def unusable(self, way: Way) -> None:
+        """That way could not be gone: its blocks could not be loaded."""
+        ...
+
     def token(self, run: Run, client: CloudClient, cloud_seconds: float) -> None:
         """The cloud, alone, has made a token."""
         ...

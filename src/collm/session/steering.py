@@ -120,7 +120,6 @@ class Steering:
 
     def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
         """See `run.Steer`."""
-        assert self._now is not None  # an answer has begun
         self._note_round(run, client, verdict)
         self._look_at_memory()
         run.pacer.bits_per_second = rate = self.forecaster.link.bits_per_second
@@ -146,6 +145,12 @@ class Steering:
         self._now = replace(way, wire="ids")
         return self._now
 
+    def unusable(self, way: Way) -> None:
+        """See `run.Steer`."""
+        ways = self.controller.ways
+        self.controller.ways = [one for one in ways if one.placement != way.placement]
+        self._now = None
+
     def judged(self, guess: Guess, token_id: int) -> None:
         """See `run.Steer`."""
         for reading in guess.seen.readings if guess.seen is not None else ():
@@ -164,14 +169,13 @@ class Steering:
         self._is_first, self._at = False, now
 
     def _note_round(self, run: Run, client: CloudClient, verdict: Verdict) -> None:
-        assert self._now is not None
         now, forecaster = self._clock(), self.forecaster
         account, way = run.account, self._now
         emitted, guessed = run.emitted, account.guessed - self._guessed
         byte_count, rows = client.bytes_up - self._bytes, client.rows_run - self._rows
         edge_seconds = account.edge_seconds - self._edge
         # The first verdict is about the prompt.
-        if not self._is_first:
+        if not self._is_first and way is not None:
             begins = 0 if way.wire == "ids" else way.placement
             share = (forecaster.layers - begins) / forecaster.layers
             forecaster.cloud.add(max(1, rows), share, verdict.cloud_seconds)

@@ -13,12 +13,13 @@ difference on. Where none comes back the answer's rest is the exits', marked pro
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from collm.config import Way
-from collm.errors import Unreachable
+from collm.errors import LinkError, Unreachable, UsageError
 from collm.policy.observation import Decision, Reading
 from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
@@ -28,6 +29,8 @@ from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of, the_res
 from collm.session.offline import preview
 from collm.session.run import Run
 from collm.wire.messages import Verdict
+
+logger = logging.getLogger(__name__)
 
 _PIECE = 32
 """Rows of a prompt that go up at a time: few enough to overlap, enough to be run well."""
@@ -259,9 +262,15 @@ class _Draft:
             return
         exits = run.exits if way.exits is None else way.exits
         if (way.placement, exits) != (stage_of(run).layers.stop, run.exits):
-            assert run.place is not None  # whoever steers can place
+            assert run.place is not None and run.steer is not None  # whoever steers can place
+            try:
+                stage = run.place(way.placement, way.exits)
+            except (UsageError, LinkError) as error:  # its blocks are not here, nor to be had
+                logger.warning("%d layers cannot be loaded: %s", way.placement, error)
+                run.steer.unusable(way)
+                return
             with run.at_edge():
-                run.stage = run.place(way.placement, way.exits)
+                run.stage = stage
                 run.exits = tuple(run.stage.exits)
                 self.session.close()
                 self.session = run.stage.open()
