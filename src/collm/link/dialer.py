@@ -33,8 +33,22 @@ class _Cloud:
     passed_over_until: float = 0.0
 
 
+class Again:
+    """Calling it makes a link in the place of one that broke. Raises as a `Dialer` does.
+
+    choices: how many clouds it may lead to.
+    """
+
+    def __init__(self, redial: Callable[[], Link], choices: int) -> None:
+        self._redial = redial
+        self.choices = choices
+
+    def __call__(self) -> Link:
+        return self._redial()
+
+
 class Dialer:
-    """Calling it makes a link, `again` replaces one. Safe to use from several threads.
+    """Calling it makes a link, calling `again` replaces one. Safe to use from several threads.
 
     addresses: HOST:PORT each, the preferred one first. dial: makes a link to one of them.
     """
@@ -55,12 +69,11 @@ class Dialer:
         self._clock = clock
         self._lock = threading.Lock()
         self._last: tuple[_Cloud, float] | None = None
+        self.again = Again(self._again, len(self._clouds))
+        """Makes a link in the place of one that broke; see `Again`."""
 
-    def again(self) -> Link:
-        """A link in the place of one that broke; where that was young its cloud has failed.
-
-        Raises as a call does.
-        """
+    def _again(self) -> Link:
+        """A link in the place of one that broke; where that was young its cloud has failed."""
         with self._lock:
             if self._last is not None:
                 cloud, made_at = self._last

@@ -27,6 +27,7 @@ from collm.errors import CloudAway, LinkTimeout, ProtocolError
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
+from collm.session.answers import check_scored, check_token, check_verdict
 from collm.session.connection import Connection
 from collm.session.replay import ReplayLog
 from collm.session.standing import Question, Standing
@@ -133,13 +134,14 @@ class CloudClient(Closing):
         self._ask(tuple(draft), sampling)
         return self.collect(timeout)
 
-    def ask(self, sampling: Sampling) -> None:
+    def ask(self, sampling: Sampling, *, may_exit: bool = False) -> None:
         """Ask which token comes after the appended ones, without waiting: `collect` or `late`.
 
+        may_exit: exits of servers on the way may answer; the verdict's `exit_cut` says so.
         Raises LinkTimeout when `limits.max_questions` are unanswered.
         """
         self._check_settled()
-        self._ask((), sampling)
+        self._ask((), sampling, may_exit=may_exit)
 
     def submit(self, draft: Sequence[int], sampling: Sampling) -> None:
         """As `verify`, without waiting: the verdict is `poll`'s.
@@ -224,11 +226,7 @@ class CloudClient(Closing):
             scored = self._expect(Scored, while_up=while_up)
         self._count(len(draft) + 1)
         self._at.keep = base
-        if (scored.epoch, scored.base) != (self._at.epoch, base) or len(scored.ranks) != len(draft):
-            raise ProtocolError("the cloud's scores are not about this draft")
-        self._check_token(max((*scored.best_ids, scored.next_token)))
-        if max(scored.ranks, default=1) > self._vocabulary:
-            raise ProtocolError(f"a rank of {max(scored.ranks)} among {self._vocabulary} tokens")
+        check_scored(scored, (self._at.epoch, base), len(draft), self._vocabulary)
         return scored
 
     def crop(self, position: int) -> None:
@@ -280,7 +278,7 @@ class CloudClient(Closing):
                         f"the cloud's token is for position {reply.position}, not "
                         f"{base + len(made)}"
                     )
-                self._check_token(reply.token_id)
+                check_token(reply.token_id, self._vocabulary)
                 # The first token comes from what was pending, each other one from the one before
                 # it; what a cloud drafted by itself in vain it ran as well.
                 self.rows_run += reply.rejected + (1 if made else pending)
@@ -296,7 +294,14 @@ class CloudClient(Closing):
         """Say goodbye and end the link. Idempotent."""
         self.connection.close()
 
-    def _ask(self, draft: tuple[int, ...], sampling: Sampling, *, may_go_on: bool = False) -> None:
+    def _ask(
+        self,
+        draft: tuple[int, ...],
+        sampling: Sampling,
+        *,
+        may_go_on: bool = False,
+        may_exit: bool = False,
+    ) -> None:
         if len(self._at.questions) >= self._limits.max_questions:
             raise LinkTimeout(f"the cloud has left {len(self._at.questions)} questions unanswered")
         base = self.sent - len(draft) - 1
@@ -309,6 +314,7 @@ class CloudClient(Closing):
             rows=self.sent - self._run_to,
             crops=self._at.crops,
             may_go_on=may_go_on,
+            may_exit=may_exit,
         )
         self._at.questions.append(question)
         self.connection.send(question.frame(self._at.epoch))
@@ -323,16 +329,11 @@ class CloudClient(Closing):
         """
         verdict = self._expect(Verdict, timeout, while_up=while_up)
         question = self._at.questions.popleft()  # the cloud answers in order
-        current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
-        if not current or verdict.accepted > question.drafted:
-            raise ProtocolError("the cloud's verdict is not about this draft")
-        self._check_token(verdict.next_token)
+        check_verdict(verdict, question, self._vocabulary)
         self._at.note_answer(question, verdict.accepted)
         seconds = self._clock.now() - question.asked_at
         metrics.ANSWER_SECONDS.observe(seconds)
         if question.void:
-            if verdict.accepted:
-                raise ProtocolError("the cloud accepts a token that it had refused")
             return None, seconds
         end = question.base + verdict.accepted + 1
         if verdict.accepted < question.drafted:
@@ -376,12 +377,6 @@ class CloudClient(Closing):
         self._at.crop(position)
         self.sent = position
         self._run_to = min(self._run_to, position)
-
-    def _check_token(self, token_id: int) -> None:
-        if token_id >= self._vocabulary:
-            raise ProtocolError(
-                f"the cloud's token {token_id} is beyond the vocabulary of {self._vocabulary}"
-            )
 
     @contextmanager
     def _requesting(self, frame: Callable[[], bytes]) -> Iterator[None]:

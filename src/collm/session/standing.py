@@ -30,6 +30,8 @@ class Question:
     """Crops that the cloud has heard of when it answers."""
     may_go_on: bool = False
     """Whether the text may go on before the verdict is there."""
+    may_exit: bool = False
+    """Whether an exit on the way may answer."""
     void: bool = False
     """Known to be refused at its first token: the verdict before named another."""
 
@@ -40,7 +42,13 @@ class Question:
 
     def frame(self, epoch: int) -> bytes:
         """How it is asked."""
-        message = Verify(epoch=epoch, base=self.base, draft=self.draft, sampling=self.sampling)
+        message = Verify(
+            epoch=epoch,
+            base=self.base,
+            draft=self.draft,
+            sampling=self.sampling,
+            may_exit=self.may_exit,
+        )
         return encode(message)
 
 

@@ -174,11 +174,14 @@ def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> A
 
 
 def _verify(body: pb.Verify, limits: Limits) -> Verify:
+    if body.may_exit and len(body.draft):
+        raise ProtocolError("a draft that an exit may judge; only the full model judges drafts")
     return Verify(
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
         sampling=_sampling(body.sampling, limits),
+        may_exit=body.may_exit,
     )
 
 
@@ -244,6 +247,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
+        exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
     )
 
 

@@ -90,6 +90,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     base=message.base,
                     draft=message.draft,
                     sampling=_sampling(message.sampling),
+                    may_exit=message.may_exit,
                 )
             )
         case Generate():
