@@ -262,6 +262,10 @@ class Connection:
         if self._session_id:
             self.reconnects += 1
             metrics.RECONNECTS.inc()
+        if not self._session_id and not self._session.standing()[0]:
+            self._session_id = welcome.session_id  # new on both sides: nothing to agree on
+            self._replay(0)
+            return
         self._attached_as = welcome.session_id
         self._attach(self._session_id or welcome.session_id)
 
@@ -289,11 +293,15 @@ class Connection:
         self._attaching = False
         self._session_id, self._attached_as = self._attached_as or self._session_id, ""
         before = self.bytes_up
-        for frame in self._session.replay(position):
-            self.send(frame)
-            if self._redial is not None:
-                return
-        if is_new:
+        if not self._replay(position) or is_new:
             return
         self.replayed += self.bytes_up - before
         metrics.REPLAYED.inc(self.bytes_up - before)
+
+    def _replay(self, position: int) -> bool:
+        """Send what a cloud that holds `position` positions lacks; whether the link lasted."""
+        for frame in self._session.replay(position):
+            self.send(frame)
+            if self._redial is not None:
+                return False
+        return True

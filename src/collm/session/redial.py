@@ -14,7 +14,7 @@ from collm.errors import LinkError, ProtocolError, Refused
 from collm.limits import Limits
 from collm.link.base import Link
 from collm.link.clock import Clock
-from collm.link.dialer import Again
+from collm.link.dialer import Line
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Hello, Refusal, Welcome
 
@@ -27,7 +27,7 @@ DAMAGED: Final = frozenset({"corrupt", "protocol"})
 
 def choices(dial: Callable[[], Link] | None) -> int:
     """Clouds that `dial` may lead to: the word of one of them is not the others'."""
-    return dial.choices if isinstance(dial, Again) else 1
+    return dial.choices if isinstance(dial, Line) else 1
 
 
 class Redial:

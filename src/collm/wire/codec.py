@@ -99,6 +99,11 @@ def carries_rows(wire_format: str) -> bool:
     return _codec(wire_format).row_bytes(1) > 0
 
 
+def row_bytes(wire_format: str, hidden: int) -> int:
+    """Bytes of one row of `hidden` values. Raises `ProtocolError` for an unknown format."""
+    return _codec(wire_format).row_bytes(hidden)
+
+
 def rows_per_append(wire_format: str, hidden: int, limits: Limits) -> int:
     """Most positions that one `Append` may carry; at least 1.
 
