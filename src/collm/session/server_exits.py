@@ -38,14 +38,15 @@ def server_exits(
 ) -> ServerExits:
     """Raises PlacementError for exits that are not a server's of these layers to ask, PromptError
     and ArtifactError for criteria that are unknown or that the artifact cannot have."""
-    offered = [
-        entry.cut for entry in artifact.manifest.exits if layers.start < entry.cut <= layers.stop
-    ]
+    offered = askable(artifact, layers)
     for cut in cuts:
         if cut not in offered:
+            entry = artifact.manifest.exit_at(cut)
+            reads = [read for read in (entry.feed if entry else ()) if read < layers.start]
+            why = f"; this one also reads the states at {_words(reads)}" if reads else ""
             raise PlacementError(
-                f"exit {cut}: a server of layers {layers.start} to {layers.stop} can ask the "
-                f"artifact's exits at {', '.join(map(str, offered)) or 'none'}"
+                f"exit {cut}: of the artifact's exits a server of layers {layers.start} to "
+                f"{layers.stop} can ask {_words(offered)}{why}"
             )
     tokenizer = artifact.tokenizer()
     return ServerExits(
@@ -53,6 +54,20 @@ def server_exits(
         criterion=load_criterion(criterion, artifact),
         is_boundary=sentence_boundary(lambda token: tokenizer.decode([token])),
     )
+
+
+def askable(artifact: Artifact, layers: range) -> list[int]:
+    """The exits that a server of these layers can ask, with all that they read."""
+    return [
+        entry.cut
+        for entry in artifact.manifest.exits
+        if layers.start < entry.cut <= layers.stop
+        and all(read >= layers.start for read in entry.feed)
+    ]
+
+
+def _words(cuts: Sequence[int]) -> str:
+    return ", ".join(map(str, cuts)) or "none"
 
 
 class SessionExits:
