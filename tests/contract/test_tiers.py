@@ -15,6 +15,7 @@ from tests.support import F32, random_artifact
 
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import PlacementError, Refused
+from collm.metrics import REGISTRY
 from collm.model.artifact import Artifact
 from collm.policy.sampling import log_probability
 from collm.runtime.stage import Stage
@@ -158,10 +159,11 @@ def test_a_server_that_is_never_sure_is_as_good_as_none(build: Build) -> None:
 
 def test_a_server_that_is_always_sure_asks_nobody(build: Build) -> None:
     tiers = build(exits=(2,), criterion="confidence:0.0")
+    asked = REGISTRY.get_sample_value("collm_verdicts_total")
     account = finish(tiers.edge("threshold", 1), replace(THRESHOLD, threshold=0.99))
     assert account.sources == {"server@2": 30}
     assert all(token.by == "edge server" for token in account.tokens)
-    assert tiers.cloud.links == []
+    assert REGISTRY.get_sample_value("collm_verdicts_total") == asked
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])

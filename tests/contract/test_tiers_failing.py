@@ -17,8 +17,8 @@ from tests.support import random_artifact
 
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import LinkError, Refused
-from collm.link.base import Link
 from collm.link.delayed import DelayedLink
+from collm.link.dialer import Dialer
 from collm.link.probe import heartbeat
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
@@ -166,7 +166,7 @@ def test_a_server_whose_cloud_is_gone_sends_its_clients_elsewhere(build: Build) 
     cloud, server = tiers.cloud, tiers.relay()
     sibling = tiers.relay(1)
     other = build()  # a cloud of its own, for the sibling
-    sibling.above._dial = other.dialer("cloud")
+    sibling.above.dialer = other.dialer("cloud")
     answer = tiers.edge("verified", 1, ["server0", "server1"]).answer(PROMPT, MADE)
     assert disturb(answer, {6: cloud.kill}) == whole(tiers.artifact, MADE)
     assert answer.account.reconnects >= 1
@@ -247,11 +247,7 @@ def test_waiting_for_the_cloud_keeps_nobody_waiting(artifact: Artifact) -> None:
     with Tiers(artifact, exits=(2,), criterion="confidence:0.0") as tiers:
         server = tiers.relay()
         far = tiers.dialer("cloud")
-
-        def dial() -> Link:
-            return DelayedLink(far(), 0.3)
-
-        server.above._dial = dial
+        server.above.dialer = Dialer(["cloud"], dial=lambda _: DelayedLink(far(), 0.3))
         waiting = [threading.Thread(target=finish, args=(tiers.edge("verified", 1),
                    replace(MADE, max_tokens=6, draft=1))) for _ in range(4)]  # fmt: skip
         for thread in waiting:
@@ -280,7 +276,7 @@ def test_a_link_below_that_breaks_while_the_answer_is_above(
     monkeypatch.setattr(RelaySession, "drop", lambda held: (drops.append(1), drop(held))[1])
     with Tiers(artifact) as tiers:
         far = tiers.dialer("cloud")
-        tiers.relay().above._dial = lambda: DelayedLink(far(), 0.8)
+        tiers.relay().above.dialer = Dialer(["cloud"], dial=lambda _: DelayedLink(far(), 0.8))
         made = replace(MADE, max_tokens=3)
         answer = tiers.edge("verified", 1, exits=()).answer(PROMPT, made)
 

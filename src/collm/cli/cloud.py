@@ -122,7 +122,7 @@ def cloud_command(
         max_kv_bytes=byte_count("--kv-memory", kv_memory),
     )
     opened = Artifact(artifact)
-    layers = _layers(opened, blocks)
+    layers = layers_of(opened, blocks) if blocks else range(opened.architecture.layers)
     cuts = numbers("--exits", exits) if exits else []
     drafting: SelfDraft | None = None
     above: Upstream | None = None
@@ -166,18 +166,16 @@ def cloud_command(
         )
 
 
-def _layers(artifact: Artifact, blocks: str) -> range:
-    """The layers of `--blocks`. Raises PlacementError for what are not whole blocks."""
+def layers_of(artifact: Artifact, blocks: str, option: str = "--blocks") -> range:
+    """The layers FIRST:END. Raises PlacementError for what are not whole blocks."""
     last = artifact.architecture.layers
-    if not blocks:
-        return range(last)
     found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", blocks)
     first, end = (int(found[1]), int(found[2])) if found else (0, 0)
     bounds = (0, *artifact.manifest.cuts, last)
     if first >= end or not {first, end} <= set(bounds):
         cuts = ", ".join(map(str, bounds))
         raise PlacementError(
-            f"--blocks {blocks[:40]}: expected FIRST:END, two of {cuts}, such as "
+            f"{option} {blocks[:40]}: expected FIRST:END, two of {cuts}, such as "
             f"{bounds[-2]}:{bounds[-1]}"
         )
     return range(first, end)
@@ -212,4 +210,4 @@ def _upstream(
         except ValueError as error:
             raise UsageError(f"--upstream {error}") from None
     check_token_stays_secret(places, security, cloud="--upstream", ca="--upstream-ca")
-    return Upstream(dial=Dialer(places, DEFAULT_LIMITS, security), wire=wire, exits=exits)
+    return Upstream(dialer=Dialer(places, DEFAULT_LIMITS, security), wire=wire, exits=exits)

@@ -93,6 +93,22 @@ class Dialer:
         self._try = dial or partial(connect, limits=hasty, security=security)
         self._route = route or (lambda _: self.addresses)
         self._lock = threading.Lock()
+        self._ready: tuple[str, Link] | None = None
+
+    def keep(self, address: str, link: Link) -> None:
+        """Lay a link by that nobody has used, for the next session; with one there it is closed."""
+        with self._lock:
+            if self._ready is None:
+                self._ready = address, link
+                return
+        link.close()
+
+    def close(self) -> None:
+        """Close what was laid by. Idempotent."""
+        with self._lock:
+            ready, self._ready = self._ready, None
+        if ready is not None:
+            ready[1].close()
 
     def line(self) -> Line:
         """The links of one session."""
@@ -104,6 +120,11 @@ class Dialer:
 
     def dial(self, had: str | None) -> tuple[str, Link]:
         """The same, and whose it is. had: the cloud that the session was at. Raises as a `Line`."""
+        if had is None:
+            with self._lock:
+                ready, self._ready = self._ready, None
+            if ready is not None:
+                return ready
         order = self._route(had)  # may take a moment
         with self._lock:
             now = self.clock.now()

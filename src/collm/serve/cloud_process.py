@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from collm.errors import Refused
 from collm.limits import Limits
-from collm.link.base import Link
 from collm.link.credentials import ServerSecurity
+from collm.link.dialer import Dialer
 from collm.link.grpc_server import OPEN, Server, check_listen, serve
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
@@ -35,6 +35,8 @@ _M_ARENA_MAX = -8
 """Of malloc.h."""
 _TRIM_SECONDS = 2.0
 _WATCH_SECONDS = 2.0
+_FOR_GOOD = frozenset({"version", "fingerprint", "placement", "wire_format", "identity"})
+"""Refusals that another attempt would meet again."""
 _MOST_WORKERS = 32
 """Threads of an edge server: a session that waits for the cloud above has one most of the time."""
 
@@ -43,8 +45,8 @@ _MOST_WORKERS = 32
 class Upstream:
     """The cloud above an edge server."""
 
-    dial: Callable[[], Link]
-    """Makes a link to it."""
+    dialer: Dialer
+    """Makes links to it."""
     wire: str = "f32"
     """How hidden states travel there."""
     exits: ServerExits | None = None
@@ -80,9 +82,10 @@ def run_cloud(
     stage = Stage(artifact, run, exits=cuts, threads=threads, limits=limits)
     service = CloudService(stage, limits, self_draft)
     if upstream is not None:
-        above = Above(stage, limits, upstream.dial, upstream.wire)
-        if not above.check() and isinstance(above.fault, Refused):
-            raise above.fault  # it would refuse every session; who is merely away may come back
+        above = Above(stage, limits, upstream.dialer, upstream.wire)
+        above.check()
+        if isinstance(above.fault, Refused) and above.fault.code in _FOR_GOOD:
+            raise above.fault  # who is merely away, or busy, may come back
         service = RelayService(stage, limits, above, upstream.exits)
     asyncio.run(_serve(service, listen, limits, ready, until_stdin_closes, security, insecure))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from collm import __version__, metrics
@@ -31,18 +30,17 @@ _OWN_REASONS = frozenset({"busy", "limits", "idle"})
 class Above:
     """Shared by a server's sessions. Safe to use from several threads.
 
-    dial: makes a link, a `Dialer` perhaps. wire: how hidden states travel from `stage`'s end.
+    dialer: makes links to it. wire: how hidden states travel from `stage`'s end.
     """
 
-    def __init__(
-        self, stage: Stage, limits: Limits, dial: Callable[[], Link], wire: str = "f32"
-    ) -> None:
+    def __init__(self, stage: Stage, limits: Limits, dialer: Dialer, wire: str = "f32") -> None:
         patience = min(limits.resume_seconds, limits.above_seconds)
         self.limits = replace(limits, resume_seconds=patience)
         self.wire = wire
         self.cut = stage.layers.stop
         self._stage = stage
-        self._dial = dial
+        self.dialer = dialer
+        self._checking = threading.Lock()
         self._is_known = False
         self._fault: LinkError | ProtocolError | None = None
         self._closing: list[threading.Thread] = []
@@ -61,7 +59,6 @@ class Above:
 
     def open(self, cut: int) -> CloudClient:
         """A session from layer `cut` on. Returns at once; its link is made in the background."""
-        dial = self._dial.line() if isinstance(self._dial, Dialer) else self._dial
         return CloudClient(
             None,
             fingerprint=self._stage.artifact.fingerprint,
@@ -69,7 +66,7 @@ class Above:
             vocabulary=self._stage.architecture.vocab_size,
             limits=self.limits,
             wire_format=self.wire,
-            dial=dial,
+            dial=self.dialer.line(),
             begin_offline=True,
         )
 
@@ -85,38 +82,42 @@ class Above:
             self._set(error)
 
     def check(self) -> bool:
-        """Whether somebody is there who serves this server's model. Takes a second or so at most.
+        """Whether somebody is there who serves this server's model. Takes a few seconds at most.
 
-        Once that is known, a heartbeat is enough, as long as it is answered.
+        Once that is known, a heartbeat is enough, as long as it is answered. The link that it went
+        over is laid by: the next session begins on a connection that stands.
         """
-        try:
-            link = self._dial()
-        except LinkError as error:
-            self._set(error)
-            return False
-        try:
-            if self._is_known and self._fault is None:
-                heartbeat(link, self.limits, _PROBE_SECONDS)
-            else:
-                self._greet(link)
-        except Refused as error:
-            if error.code not in _OWN_REASONS:
+        with self._checking:
+            try:
+                if not self._is_known or self._fault is not None:
+                    with self.dialer() as link:
+                        self._greet(link)
+                try:
+                    self._beat()
+                except LinkError:
+                    self._beat()  # perhaps only the link that was laid by has broken
+            except (LinkError, ProtocolError) as error:
                 self._set(error)
                 return False
-        except (LinkError, ProtocolError) as error:
-            self._set(error)
-            return False
-        finally:
-            link.close()
-        self._is_known = True
-        self._set(None)
-        return True
+            self._is_known = True
+            self._set(None)
+            return True
 
     def close(self) -> None:
         """Wait for the goodbyes that are being said, a moment."""
+        self.dialer.close()
         until = time.monotonic() + 2 * self.limits.linger_seconds
         for thread in self._closing:
             thread.join(max(0.0, until - time.monotonic()))
+
+    def _beat(self) -> None:
+        address, link = self.dialer.dial(None)
+        try:
+            heartbeat(link, self.limits, _PROBE_SECONDS)
+        except BaseException:
+            link.close()
+            raise
+        self.dialer.keep(address, link)
 
     def _greet(self, link: Link) -> None:
         hello = Hello(

@@ -145,6 +145,7 @@ class RelaySession(HeldSession):
         if (known := self._known(session, message, started)) is not None:
             yield known
             return
+        self._up = self._up or self._above.open(self._above.cut)  # while the exits are asked
         guess = self._ask_exits(message)
         if guess is not None and guess.decision is not None:
             made = guess.decision.reading
