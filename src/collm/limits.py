@@ -106,6 +106,8 @@ class Limits:
     shutdown_seconds: float = 5.0
     resume_seconds: float = 30.0
     """How long a client whose link broke looks for a cloud before it gives the answer up."""
+    above_seconds: float = 5.0
+    """How long an edge server looks for the cloud above it before its clients look elsewhere."""
     redial_seconds: float = 0.1
     """Wait after the first vain attempt to reconnect; doubles, with jitter, up to the longest."""
     redial_longest_seconds: float = 1.0

@@ -36,27 +36,36 @@ from collm.cli.security import (
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PromptError
+from collm.errors import PromptError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
+from collm.link.prober import Prober
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
 from collm.session.events import Account
 from collm.session.placed import default_placement as default_placement
 
+_ROUTES = ("order", "measured")
+
 
 @contextmanager
 def cloud_link(
-    artifact: Path, cloud: str | None, threads: int, security: ClientSecurity = OPEN
+    artifact: Path,
+    cloud: str | None,
+    threads: int,
+    security: ClientSecurity = OPEN,
+    route: str = "order",
 ) -> Iterator[Callable[[], Link] | None]:
     """What makes a link to the cloud that the user named, or to one of several.
 
-    `spawn` starts one.
+    `spawn` starts one. route: in the order given, or as measured. Raises UsageError.
     """
+    if route not in _ROUTES:
+        raise UsageError(f"--route {route!r}: expected one of {', '.join(_ROUTES)}")
     with ExitStack() as stack:
         if cloud is None:
             yield None
@@ -66,7 +75,8 @@ def cloud_link(
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
             addresses = [stack.enter_context(spawned).address]
         check_token_stays_secret(addresses, security)
-        yield Dialer(addresses, DEFAULT_LIMITS, security)
+        prober = Prober(addresses, DEFAULT_LIMITS, security) if route == "measured" else None
+        yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
 def run_command(
@@ -92,6 +102,13 @@ def run_command(
             "fails; or spawn to start one here."
         ),
     ] = None,
+    route: Annotated[
+        str,
+        typer.Option(
+            help="Which of several clouds an answer goes to: order (the first that answers) or "
+            "measured (the quickest, by latency, load and health)."
+        ),
+    ] = "order",
     ca: CaOption = None,
     cert: CertOption = None,
     key: KeyOption = None,
@@ -189,7 +206,7 @@ def run_command(
     with ExitStack() as stack:
         if metrics:
             stack.enter_context(metrics_server(metrics))
-        linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security))
+        linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
         edge = Edge(
             opened,
             mode=mode,

@@ -119,6 +119,12 @@ class Server:
         """Sessions open now."""
         return len(self._live)
 
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks are told, until the server stops."""
+        if not self._stopping.done():
+            status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+            await self._set_health(status)
+
     async def wait(self) -> None:
         """Return when the server has been stopped."""
         await self._grpc.wait_for_termination()

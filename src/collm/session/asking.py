@@ -26,6 +26,7 @@ from collm.errors import CloudAway, LinkTimeout, ProtocolError
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
+from collm.session.answers import check_verdict
 from collm.session.connection import Connection
 from collm.session.replay import ReplayLog
 from collm.session.standing import Question, Standing
@@ -116,13 +117,14 @@ class Asking(Closing):
         for frame in self._at.log.frames(start, self.sent, self._at.epoch, settled=settled):
             self.connection.send(frame)
 
-    def ask(self, sampling: Sampling) -> None:
+    def ask(self, sampling: Sampling, *, may_exit: bool = False) -> None:
         """Ask which token comes after the appended ones, without waiting: `collect` or `late`.
 
+        may_exit: exits of servers on the way may answer; the verdict's `exit_cut` says so.
         Raises LinkTimeout when `limits.max_questions` are unanswered.
         """
         self._check_settled()
-        self._ask((), sampling)
+        self._ask((), sampling, may_exit=may_exit)
 
     def submit(self, draft: Sequence[int], sampling: Sampling) -> None:
         """As `verify`, without waiting: the verdict is `poll`'s.
@@ -217,7 +219,14 @@ class Asking(Closing):
             self._at.log.recut(cut, wire_format)
             self.connection.send(self._at.log.recut_frame(self.sent, self._at.epoch))
 
-    def _ask(self, draft: tuple[int, ...], sampling: Sampling, *, may_go_on: bool = False) -> None:
+    def _ask(
+        self,
+        draft: tuple[int, ...],
+        sampling: Sampling,
+        *,
+        may_go_on: bool = False,
+        may_exit: bool = False,
+    ) -> None:
         if len(self._at.questions) >= self._limits.max_questions:
             raise LinkTimeout(f"the cloud has left {len(self._at.questions)} questions unanswered")
         base = self.sent - len(draft) - 1
@@ -230,6 +239,7 @@ class Asking(Closing):
             rows=self.sent - self._run_to,
             crops=self._at.crops,
             may_go_on=may_go_on,
+            may_exit=may_exit,
         )
         self._at.questions.append(question)
         ids, self._at.told_to = self._at.log.ids(self._at.told_to), self.sent
@@ -247,17 +257,12 @@ class Asking(Closing):
         """
         verdict = self._expect(Verdict, timeout, while_up=while_up)
         question = self._at.questions.popleft()  # the cloud answers in order
-        current = (verdict.epoch, verdict.base) == (question.epoch, question.base)
-        if not current or verdict.accepted > question.drafted:
-            raise ProtocolError("the cloud's verdict is not about this draft")
-        self._check_token(verdict.next_token)
+        check_verdict(verdict, question, self._vocabulary)
         self._at.note_answer(question, verdict.accepted)
         seconds = self._clock.now() - question.asked_at
         self.answered_in = seconds
         metrics.ANSWER_SECONDS.observe(seconds)
         if question.void:
-            if verdict.accepted:
-                raise ProtocolError("the cloud accepts a token that it had refused")
             return None, seconds
         end = question.base + verdict.accepted + 1
         if verdict.accepted < question.drafted:
@@ -295,12 +300,6 @@ class Asking(Closing):
         self.sent = position
         self._at.told_to = min(self._at.told_to, position)
         self._run_to = min(self._run_to, position)
-
-    def _check_token(self, token_id: int) -> None:
-        if token_id >= self._vocabulary:
-            raise ProtocolError(
-                f"the cloud's token {token_id} is beyond the vocabulary of {self._vocabulary}"
-            )
 
     def _expect(self, kind: type[M], timeout: float | None = None, *, while_up: bool = False) -> M:
         reply = self.connection.receive(timeout, while_up=while_up)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from collm.config import Sampling
 from collm.errors import ProtocolError
+from collm.session.answers import check_scored, check_token
 from collm.session.asking import Asking
 from collm.wire.encoding import encode
 from collm.wire.messages import (
@@ -53,11 +54,7 @@ class CloudClient(Asking):
             scored = self._expect(Scored, while_up=while_up)
         self._count(len(draft) + 1)
         self._at.keep = base
-        if (scored.epoch, scored.base) != (self._at.epoch, base) or len(scored.ranks) != len(draft):
-            raise ProtocolError("the cloud's scores are not about this draft")
-        self._check_token(max((*scored.best_ids, scored.next_token)))
-        if max(scored.ranks, default=1) > self._vocabulary:
-            raise ProtocolError(f"a rank of {max(scored.ranks)} among {self._vocabulary} tokens")
+        check_scored(scored, (self._at.epoch, base), len(draft), self._vocabulary)
         return scored
 
     def generate(
@@ -97,7 +94,7 @@ class CloudClient(Asking):
                         f"the cloud's token is for position {reply.position}, not "
                         f"{base + len(made)}"
                     )
-                self._check_token(reply.token_id)
+                check_token(reply.token_id, self._vocabulary)
                 # The first token comes from what was pending, each other one from the one before
                 # it; what a cloud drafted by itself in vain it ran as well.
                 self.rows_run += reply.rejected + (1 if made else pending)

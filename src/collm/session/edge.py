@@ -251,11 +251,11 @@ class Edge:
 
     def _open_client(self, cut: int, wire: str) -> CloudClient:
         assert self._connect is not None
-        again = self._connect.again if isinstance(self._connect, Dialer) else self._connect
+        dial = self._connect.line() if isinstance(self._connect, Dialer) else self._connect
         link: Link | None = None
         may_begin_offline = self._begin_offline and bool(self.exits)
         try:
-            link = self._connect()
+            link = dial()
         except Unreachable:
             if not may_begin_offline:
                 raise
@@ -267,7 +267,7 @@ class Edge:
                 vocabulary=self.artifact.architecture.vocab_size,
                 wire_format=wire,
                 limits=self._limits,
-                dial=again,
+                dial=dial,
                 clock=self._clock,
                 begin_offline=may_begin_offline,
             )

@@ -14,7 +14,8 @@ class EmittedToken:
 
     token_id: int
     source: str
-    """Where it was made: `exit@15`, `cloud`, or `edge` (the whole model on the device)."""
+    """Where it was made: `exit@15`, `server@15` (an edge server's exit), `cloud`, or `edge` (the
+    whole model on the device)."""
     confidence: float | None = None
     """The exit's calibrated probability, or the full model's where that one chose."""
     by: str = "full model"

@@ -25,6 +25,8 @@ Tokens: TypeAlias = Generator[EmittedToken | Preview, None, None]
 
 FULL_MODEL = "full model"
 DEEPEST_EXIT = "deepest exit"
+SERVER_EXIT = "edge server"
+"""Its criterion is its own."""
 
 
 def cloud(run: Run) -> Tokens:

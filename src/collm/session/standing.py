@@ -30,6 +30,8 @@ class Question:
     """Crops that the cloud has heard of when it answers."""
     may_go_on: bool = False
     """Whether the text may go on before the verdict is there."""
+    may_exit: bool = False
+    """Whether an exit on the way may answer."""
     void: bool = False
     """Known to be refused at its first token: the verdict before named another."""
 
@@ -46,6 +48,7 @@ class Question:
                 drafted=self.drafted,
                 token_ids=tuple(ids),
                 sampling=None if knows_sampling else self.sampling,
+                may_exit=self.may_exit,
             )
         )
 

@@ -226,11 +226,14 @@ def _figures(body: pb.Figures, limits: Limits) -> Figures:
 
 
 def _verify(body: pb.Verify, limits: Limits) -> Verify:
+    if body.may_exit and len(body.draft):
+        raise ProtocolError("a draft that an exit may judge; only the full model judges drafts")
     return Verify(
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
         sampling=_sampling(body.sampling, limits),
+        may_exit=body.may_exit,
     )
 
 
@@ -241,6 +244,7 @@ def _ask(body: pb.Ask, limits: Limits) -> Ask:
         drafted=checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens),
         token_ids=unpack_ids(body.token_ids),
         sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+        may_exit=body.may_exit,
     )
 
 
@@ -306,6 +310,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
+        exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
     )
 
 

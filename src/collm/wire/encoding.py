@@ -101,6 +101,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     base=message.base,
                     draft=message.draft,
                     sampling=_sampling(message.sampling),
+                    may_exit=message.may_exit,
                 )
             )
         case Ask():
@@ -110,6 +111,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     drafted=message.drafted,
                     token_ids=pack_ids(message.token_ids),
                     sampling=None if message.sampling is None else _sampling(message.sampling),
+                    may_exit=message.may_exit,
                 )
             )
         case Generate():

@@ -106,28 +106,32 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., wire_format: _Optional[str] = ..., rows: _Optional[bytes] = ..., settled: _Optional[bool] = ..., compressed: _Optional[bool] = ...) -> None: ...
 
 class Verify(_message.Message):
-    __slots__ = ("epoch", "base", "draft", "sampling")
+    __slots__ = ("epoch", "base", "draft", "sampling", "may_exit")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAY_EXIT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     draft: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    may_exit: bool
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., may_exit: _Optional[bool] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("epoch", "drafted", "token_ids", "sampling")
+    __slots__ = ("epoch", "drafted", "token_ids", "sampling", "may_exit")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAY_EXIT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     drafted: int
     token_ids: bytes
     sampling: Sampling
-    def __init__(self, epoch: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    may_exit: bool
+    def __init__(self, epoch: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., may_exit: _Optional[bool] = ...) -> None: ...
 
 class Generate(_message.Message):
     __slots__ = ("epoch", "base", "max_tokens", "stop_ids", "sampling")
@@ -216,7 +220,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted")
+    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted", "exit_cut")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +228,7 @@ class Verdict(_message.Message):
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     accepted: int
@@ -231,7 +236,8 @@ class Verdict(_message.Message):
     logprob: float
     cloud_seconds: float
     logprobs_accepted: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ...) -> None: ...
+    exit_cut: int
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ..., exit_cut: _Optional[int] = ...) -> None: ...
 
 class Scored(_message.Message):
     __slots__ = ("epoch", "base", "logprobs", "ranks", "best_ids", "best_logprobs", "next_token", "next_logprob", "cloud_seconds")
