@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from collm.errors import PromptError
 
-MODES = ("verified", "threshold", "refine", "standalone", "cloud")
+MODES = ("auto", "verified", "threshold", "refine", "standalone", "cloud")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,8 @@ class Generation:
     refinement: Refinement = field(default_factory=Refinement)
     draft: int = 8
     """Most tokens drafted before the cloud is asked."""
+    batch: int = 1
+    """Hidden states that go up in one message, in `verified` mode; questions do not wait."""
     ahead: float | None = None
     """While a verdict is awaited in `verified` mode, draft on from guesses of at least this
     confidence; None: wait."""
@@ -112,14 +114,15 @@ class Generation:
         _require("max tokens", self.max_tokens, 1, 1_000_000)
         _require("threshold", self.threshold, 0.0, 1.0)
         _require("draft length", self.draft, 1, 128)
+        _require("batch", self.batch, 1, 128)
         _require("deadline", self.deadline_seconds, 0.0, 3600.0)
         if self.deadline_seconds and self.mode != "threshold":
             raise PromptError(f"a deadline goes with mode threshold, not {self.mode}")
         if self.ahead is not None:
             _require("ahead", self.ahead, 0.0, 1.0)
-            if self.mode != "verified":
+            if self.mode not in ("verified", "auto"):
                 raise PromptError(f"drafting ahead goes with mode verified, not {self.mode}")
-        if self.lookup and self.mode != "verified":
+        if self.lookup and self.mode not in ("verified", "auto"):
             raise PromptError(
                 f"lookup drafts need a cloud that verifies: mode verified, not {self.mode}"
             )

@@ -67,6 +67,24 @@ class Limits:
     max_profile_bytes: int = 4 * 2**20
     max_acceptance_bytes: int = 64 * 2**20
 
+    # fetching
+    max_listing_bytes: int = 2**20
+    """A server's list of its artifacts."""
+    max_http_clients: int = 256
+    """Connections and requests at once at the server of artifacts."""
+    fetch_window_seconds: float = 20.0
+    """A server that answers with silence, or too slowly, for this long is given up for a while."""
+    fetch_window_bytes: int = 20_000
+    """What it has to send in such a window, or in an attempt, for that to count as progress."""
+    fetch_attempts: int = 5
+    """Vain attempts in a row, for each source, before a file is given up."""
+    fetch_pause_seconds: float = 0.2
+    """Wait after a vain attempt; doubles, with jitter, up to the longest."""
+    fetch_longest_pause_seconds: float = 5.0
+    store_lock_seconds: float = 10.0
+    store_wait_seconds: float = 120.0
+    """How long another process may hold a file it fetches without a byte of progress."""
+
     # deadlines
     connect_seconds: float = 4.0
     send_seconds: float = 10.0
@@ -88,6 +106,8 @@ class Limits:
     shutdown_seconds: float = 5.0
     resume_seconds: float = 30.0
     """How long a client whose link broke looks for a cloud before it gives the answer up."""
+    above_seconds: float = 5.0
+    """How long an edge server looks for the cloud above it before its clients look elsewhere."""
     redial_seconds: float = 0.1
     """Wait after the first vain attempt to reconnect; doubles, with jitter, up to the longest."""
     redial_longest_seconds: float = 1.0

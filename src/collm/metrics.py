@@ -26,6 +26,15 @@ ACCEPTED: Final = Histogram(
     registry=REGISTRY,
 )
 TOKENS: Final = Counter("collm_tokens", "Tokens answered by the full model", registry=REGISTRY)
+ANSWERED: Final = Counter(
+    "collm_answered",
+    "Tokens answered, by who chose them: exit@CUT of an edge server, the full model here or above",
+    ["by"],
+    registry=REGISTRY,
+)
+ABOVE: Final = Gauge(
+    "collm_cloud_above_up", "Whether an edge server reaches the cloud above it", registry=REGISTRY
+)
 POSITIONS: Final = Counter(
     "collm_positions", "Positions received, by the cut they come from", ["cut"], registry=REGISTRY
 )
@@ -52,7 +61,15 @@ EXITS: Final = Counter(
     "collm_emitted", "Tokens emitted at an edge, by where they were made", ["source"],
     registry=REGISTRY,
 )  # fmt: skip
-RECONNECTS: Final = Counter("collm_reconnects", "Links of an edge replaced", registry=REGISTRY)
+WAYS: Final = Counter(
+    "collm_ways", "Changes of how an edge's tokens are made, in mode auto", ["mode", "wire"],
+    registry=REGISTRY,
+)  # fmt: skip
+RECONNECTS: Final = Counter(
+    "collm_reconnects",
+    "Links replaced, of an edge to its cloud or of an edge server to the one above",
+    registry=REGISTRY,
+)
 REPLAYED: Final = Counter("collm_replayed_bytes", "Bytes an edge sent again", registry=REGISTRY)
 ANSWER_SECONDS: Final = Histogram(
     "collm_question_seconds",

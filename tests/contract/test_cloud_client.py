@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.contract.link_services import until
-from tests.support import random_artifact, token_ids
+from tests.support import F32, random_artifact, token_ids
 
 from collm.config import Sampling
 from collm.errors import LinkTimeout, ProtocolError, Refused
@@ -25,7 +25,7 @@ from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
 from collm.policy.sampling import choose, log_probability
 from collm.runtime.stage import Stage, StageSession
-from collm.session.client import F32, CloudClient
+from collm.session.client import CloudClient
 from collm.session.cloud import CloudConversation, CloudService
 from collm.wire.codec import ROW_FORMATS, cast_rows, row_bytes
 from collm.wire.encoding import decode_cloud, encode

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +24,10 @@ from tests.support import token_ids
 from collm.config import Generation, Sampling, Way
 from collm.errors import LinkError, PlacementError, PromptError, Refused
 from collm.model.artifact import Artifact
+from collm.policy.controller import Decision
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
+from collm.session.drafter import Guess
 from collm.session.run import Run
 from collm.wire.codec import ROW_FORMATS, cast_rows
 from collm.wire.messages import Verdict
@@ -40,6 +44,15 @@ class Wanderer:
         self.random = random.Random(seed)
         self.wires = wires
         self.moves = 0
+
+    def judged(self, guess: Guess, token_id: int) -> None:
+        pass
+
+    def unusable(self, way: Way) -> None:
+        pass
+
+    def token(self, run: Run, client: CloudClient, cloud_seconds: float) -> None:
+        pass
 
     def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
         if self.random.random() < 0.3:
@@ -84,10 +97,11 @@ def test_token_ids_alone_give_the_full_models_text(world: World, wire: str, plac
     assert account.bytes_up < other.bytes_up
 
 
-class Once:
+class Once(Wanderer):
     """Goes one way, at the n-th boundary."""
 
     def __init__(self, at: int, way: Way) -> None:
+        super().__init__(0)
         self.left = at
         self.to = way
 
@@ -247,7 +261,7 @@ def test_moves_that_cannot_be_are_refused(world: World) -> None:
     client = Moving(world, False, 0).client
     client.append([5, 6], np.zeros((2, 64), np.float32))
     client.recut(7, "f32")
-    with pytest.raises((Refused, LinkError), match="takes them at"):
+    with pytest.raises((Refused, LinkError), match="can start at 0, 1, 2, 3"):
         client.verify((), GREEDY)
 
 
@@ -258,3 +272,99 @@ def test_blocks_that_stay_are_not_loaded_again(artifact: Artifact) -> None:
     assert after.exits[2] is before.exits[2]
     less = Stage(artifact, range(1), exits=(), limits=LIMITS, loaded=after)
     assert less.chains == before.chains[:1]
+
+
+@pytest.mark.parametrize("mode", ["auto", "verified"])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_left_to_measurements_the_text_is_the_full_models(
+    world: World, mode: str, sampling: Sampling
+) -> None:
+    made = replace(LONG, sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    edge = world.edge(mode, 3, wire="auto")
+    for _ in range(4):
+        account = edge.answer(PROMPT, replace(made, mode=mode)).finish()
+        assert account.token_ids == reference
+        assert account.changes[0].index == 0
+        assert all(change.reason for change in account.changes)
+        if mode == "verified":
+            assert {change.way.mode for change in account.changes} == {"verified"}
+
+
+@pytest.mark.parametrize("ahead", [None, 0.0])
+def test_blocks_that_cannot_be_had_do_not_end_an_answer(
+    world: World, tmp_path: Path, ahead: float | None
+) -> None:
+    reference = answer(world.edge("verified", 4), LONG)
+    folder = tmp_path / "partial"
+    shutil.copytree(world.artifact.folder, folder)
+    (folder / "blocks/002-003.data").unlink()
+    edge = replace(world, artifact=Artifact(folder)).edge("verified", 2)
+    wanderer = Wanderer(1)
+    account = edge.answer(PROMPT, replace(LONG, ahead=ahead), steer=wanderer).finish()
+    assert account.token_ids == reference
+    assert wanderer.moves >= 5
+
+
+class Told:
+    """A controller whose word is given."""
+
+    def __init__(self, *ways: Way) -> None:
+        self.ways = list(ways)
+        self.allowed = 9
+
+    def note(self, way: Way, tokens: int, seconds: float) -> None:
+        pass
+
+    def first(self) -> Decision:
+        return self.decide(None)
+
+    def decide(self, now: Way | None) -> Decision:
+        way = self.ways.pop(0) if len(self.ways) > 1 else self.ways[0]
+        return Decision(way=way, seconds=0.0, reason="told")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_an_answer_goes_from_way_to_way_to_the_cloud(world: World, sampling: Sampling) -> None:
+    made = replace(LONG, mode="auto", sampling=sampling)
+    reference = answer(world.edge("verified", 4), made)
+    edge = world.edge("auto", 3)
+    assert edge.steering is not None
+    ways = (
+        Way(placement=2, exits=(2,), wire="f32", threshold=0.05),
+        Way(placement=2, exits=(2,), wire="ids", threshold=0.05),
+        Way(placement=1, exits=(1,), wire="f32", threshold=0.05, ahead=0.0),
+        Way(placement=3, exits=(3,), wire="ids", threshold=0.0, draft=2),
+        Way(mode="cloud"),
+    )
+    edge.steering.controller = Told(*ways)  # type: ignore[assignment]
+    account = edge.answer(PROMPT, made).finish()
+    assert account.token_ids == reference
+    assert [change.way for change in account.changes] == list(ways)
+
+
+def test_auto_begins_and_ends_as_the_other_modes_do(world: World) -> None:
+    with pytest.raises(PromptError, match="wire format auto goes with"):
+        world.edge("threshold", 2, wire="auto")
+    whole = world.edge("auto", 4)
+    assert whole.steering is None
+    made = replace(LONG, mode="auto", ignore_eos=False)
+    reference = world.edge("verified", 4).answer(PROMPT, replace(made, mode="verified")).finish()
+    assert whole.answer(PROMPT, made).finish().token_ids == reference.token_ids
+    edge = world.edge("auto", 2)
+    account = edge.answer(PROMPT, made).finish()
+    assert (account.token_ids, account.finish_reason) == (
+        reference.token_ids,
+        reference.finish_reason,
+    )
+
+
+def test_rows_go_up_in_batches(world: World) -> None:
+    bold = replace(LONG, threshold=0.0, draft=8)
+    one = world.edge("verified", 2, exits=(2,)).answer(PROMPT, bold).finish()
+    edge = world.edge("verified", 2, exits=(2,))
+    many = edge.answer(PROMPT, replace(bold, batch=8)).finish()
+    assert many.token_ids == one.token_ids
+    assert many.bytes_up < one.bytes_up - 10 * one.rounds
+    with pytest.raises(PromptError, match="batch 0: expected 1 to 128"):
+        replace(LONG, batch=0)

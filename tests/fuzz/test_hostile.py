@@ -65,9 +65,9 @@ def invented(chances: random.Random) -> bytes:
 def test_strangers_words(service: CloudService) -> None:
     """Only the protocol's own errors come out, soon; memory stays; others are not disturbed."""
     chances = random.Random(int(os.environ.get("COLLM_FUZZ_SEED", "0")))
-    honest = opened(service, 3)
+    honest = opened(service, 4)
     list(honest.receive(encode(Append(epoch=0, base=0, token_ids=(5, 17, 42), rows=None))))
-    stranger = opened(service, 3)
+    stranger = opened(service, 4)
     for _ in range(300):  # what libraries take at first
         stranger = tell(service, stranger, invented(chances), chances)[0]
     before, slowest, refused = psutil.Process().memory_info().rss, 0.0, 0
@@ -111,7 +111,7 @@ def tell(
         seconds = time.perf_counter() - started
         is_told(service, error)
         stranger.close()
-        return opened(service, chances.choice((2, 3))), seconds
+        return opened(service, chances.choice((2, 4))), seconds
     if stranger._held is None:  # it said goodbye
-        return opened(service, 3), None
+        return opened(service, 4), None
     return stranger, None

@@ -12,6 +12,7 @@ from collm.limits import Limits
 from collm.wire.encoding import decode_client, decode_cloud, encode
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     Attached,
     ClientMessage,
@@ -22,6 +23,7 @@ from collm.wire.messages import (
     Generate,
     Heartbeat,
     Hello,
+    Recut,
     Refusal,
     Score,
     Scored,
@@ -34,7 +36,7 @@ from collm.wire.seal import sealed
 
 LIMITS = Limits(max_message_bytes=4096, max_rows_per_append=16, max_draft_tokens=16)
 HIDDEN = 6
-FORMATS = st.sampled_from(["ids", "f32", "f16", "int8", "f17", ""])
+FORMATS = st.sampled_from(["ids", "f32", "f16", "int8", "int4", "f17", ""])
 EXAMPLES = settings(max_examples=300, deadline=None)
 
 SAMPLING = Sampling(temperature=0.5, top_k=3, top_p=0.5, seed=2**63, repetition_penalty=1.25)
@@ -53,11 +55,16 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "f32"),
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "f16"),
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "int8"),
+    (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "int4"),
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=None), "ids"),
     (Verify(epoch=1, base=2, draft=(3, 4, 5), sampling=SAMPLING), "ids"),
     (Score(epoch=1, base=2, draft=(3, 4, 5)), "ids"),
     (Generate(epoch=1, base=2, max_tokens=3, stop_ids=(4,), sampling=SAMPLING), "ids"),
     (Crop(epoch=1, position=2), "ids"),
+    (Recut(epoch=0, position=0, cut=2, wire_format="int4"), "ids"),
+    (Recut(epoch=1, position=2, cut=0, wire_format="ids"), "ids"),
+    (Ask(epoch=0, drafted=1, token_ids=(3, 4, 5), sampling=SAMPLING), "ids"),
+    (Ask(epoch=1, drafted=3), "ids"),
     (Attach(session_id="a1", epoch=1, position=2), "ids"),
     (Attached(position=2), "ids"),
     (Evicted(), "ids"),

@@ -62,14 +62,25 @@ def test_a_dead_cloud_is_tried_once_in_a_while() -> None:
 
 def test_a_cloud_whose_links_do_not_last_is_left_for_another() -> None:
     clock, clouds = VirtualClock(), Clouds("a:1", "b:1")
-    dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
-    dialer()
+    line = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock).line()
+    line()
     clock.advance(1.0)
-    dialer.again()
+    line()
     assert clouds.tried == ["a:1", "b:1"]
     clock.advance(20.0)
-    dialer.again()  # that one has lasted: the preferred one is due again
+    line()  # that one has lasted: the preferred one is due again
     assert clouds.tried == ["a:1", "b:1", "a:1"]
+
+
+def test_one_sessions_bad_link_is_not_held_against_anothers_cloud() -> None:
+    clock, clouds = VirtualClock(), Clouds("a:1", "b:1")
+    dialer = Dialer(["a:1", "b:1"], dial=clouds.dial, clock=clock)
+    lasting, other = dialer.line(), dialer.line()
+    lasting()
+    clock.advance(10.0)
+    other()
+    lasting()  # in the place of one that was old, whatever the other session has
+    assert clouds.tried == ["a:1", "a:1", "a:1"]
 
 
 def test_answers_that_follow_each_other_keep_to_their_cloud() -> None:

@@ -41,8 +41,8 @@ def test_an_older_minor_version_is_accepted(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("change", "code", "given", "served"),
     [
-        ({"protocol_major": 9}, "version", "9.4", "1.4"),
-        ({"protocol_minor": 7}, "version", "1.7", "1.4"),
+        ({"protocol_major": 9}, "version", f"9.{PROTOCOL_MINOR}", f"1.{PROTOCOL_MINOR}"),
+        ({"protocol_minor": 7}, "version", "1.7", f"1.{PROTOCOL_MINOR}"),
         ({"fingerprint": "bbbb"}, "fingerprint", "bbbb", "aaaa"),
         ({"cut": 12}, "placement", "12", "0, 10, 15"),
         ({"wire_format": "int4"}, "wire_format", "int4", "f32, ids"),

@@ -17,6 +17,7 @@ from collm.wire.codec import rows_per_append
 from collm.wire.encoding import decode_client, decode_cloud, encode
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     Bye,
     ClientMessage,
@@ -27,6 +28,7 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Pong,
+    Recut,
     Refusal,
     Score,
     Scored,
@@ -59,6 +61,9 @@ CLIENT: list[ClientMessage] = [
     Score(epoch=0, base=0, draft=()),
     Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=WARM),
     Crop(epoch=2, position=11),
+    Recut(epoch=2, position=11, cut=5, wire_format="int4"),
+    Ask(epoch=1, drafted=3, token_ids=(5, 6, 7, 2**24 - 1), sampling=WARM),
+    Ask(epoch=0, drafted=0),
     Attach(session_id="5e55104", epoch=3, position=7),
     Heartbeat(nonce=2**64 - 1),
     Bye(),

@@ -107,6 +107,11 @@ class Connector:
         assert self._target is not None  # the runner aims before anybody answers
         return self._ready.pop() if self._ready else self._world.dial(*self._target)
 
+    @property
+    def link(self) -> str:
+        """The name of the link that they lead over."""
+        return "" if self._target is None else self._target[0].name
+
     def drop(self) -> None:
         """Close what nobody took."""
         while self._ready:

@@ -13,6 +13,8 @@ from collm.cli.bench_capacity import capacity_command, scaling_command
 from collm.cli.bench_peers import peers_command
 from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
+from collm.cli.bench_tiers import tiers_command
+from collm.cli.bench_wire import adapt_command, wire_command
 from collm.cli.demo import PROMPTS
 from collm.cli.options import (
     CriterionOption,
@@ -35,6 +37,9 @@ bench.command("report")(report_command)
 bench.command("capacity")(capacity_command)
 bench.command("peers")(peers_command)
 bench.command("scaling")(scaling_command)
+bench.command("wire")(wire_command)
+bench.command("adapt")(adapt_command)
+bench.command("tiers")(tiers_command)
 
 
 @bench.command("engine")

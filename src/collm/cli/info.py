@@ -57,14 +57,13 @@ def _exit_table(manifest: Manifest) -> Table:
     columns = ["after layer", "kind", "window", "vocabulary", "threshold", "held-out agreement"]
     table = plain_table("Exits", columns)
     for entry in manifest.exits:
-        training = json.loads(entry.training) if entry.training.startswith("{") else {}
-        agreement = training.get("held_out_agreement")
+        agreement = entry.agreement
         table.add_row(
             str(entry.cut) + (f" with {', '.join(map(str, entry.feed))}" if entry.feed else ""),
             entry.kind if entry.layers < 2 else f"{entry.layers} layers",
             str(entry.window or "all") if entry.layers else "",
             f"{manifest.heads[entry.head].vocabulary:,}",
             "" if entry.threshold is None else f"{entry.threshold:.3f}",
-            f"{agreement:.1%}" if isinstance(agreement, float) else "untrained",
+            "untrained" if agreement is None else f"{agreement:.1%}",
         )
     return table

@@ -87,6 +87,7 @@ def link_command(
             flush=True,
         )
         if spawned:
-            sys.stdin.read()  # the parent's end of the pipe closes however the parent dies
+            for line in sys.stdin:  # the parent's end closes however the parent dies
+                link.reshape(parse_link(line.strip()))
         else:
             select.select([], [], [])

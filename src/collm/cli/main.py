@@ -18,6 +18,7 @@ from collm.cli.info import info_command
 from collm.cli.link import link_command
 from collm.cli.plan import plan_command
 from collm.cli.profile import probe_command, profile_command
+from collm.cli.pull import pull_command
 from collm.cli.run import run_command
 from collm.cli.synthesize import synthesize_command
 from collm.cli.trace import trace_command
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("build")(build_command)
 app.command("add-exit")(add_exit_command)
 app.command("info")(info_command)
+app.command("pull")(pull_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
 app.command("link")(link_command)

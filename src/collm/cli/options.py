@@ -23,7 +23,13 @@ CriterionOption = Annotated[
         "default: confidence and --threshold."
     ),
 ]
-WireOption = Annotated[str, typer.Option(help="Hidden states travel as f32, f16 or int8.")]
+WireOption = Annotated[
+    str,
+    typer.Option(
+        help="How positions travel: hidden states as f32, f16, int8 or int4, or ids alone (the "
+        "cloud runs the edge's layers itself); auto, in modes auto and verified, measures first."
+    ),
+]
 MetricsOption = Annotated[
     str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; empty: nowhere.")
 ]

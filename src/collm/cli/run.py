@@ -14,6 +14,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from collm.cli.explain import explain_ways
 from collm.cli.options import (
     CriterionOption,
     JsonOption,
@@ -24,6 +25,7 @@ from collm.cli.options import (
     thread_count,
 )
 from collm.cli.prompts import read_prompts, record_ids
+from collm.cli.remote import open_artifact
 from collm.cli.security import (
     CaOption,
     CertOption,
@@ -34,28 +36,36 @@ from collm.cli.security import (
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PromptError
+from collm.errors import PromptError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
-from collm.model.artifact import Artifact
-from collm.model.manifest import Manifest
+from collm.link.prober import Prober
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
 from collm.session.events import Account
+from collm.session.placed import default_placement as default_placement
+
+_ROUTES = ("order", "measured")
 
 
 @contextmanager
 def cloud_link(
-    artifact: Path, cloud: str | None, threads: int, security: ClientSecurity = OPEN
+    artifact: Path,
+    cloud: str | None,
+    threads: int,
+    security: ClientSecurity = OPEN,
+    route: str = "order",
 ) -> Iterator[Callable[[], Link] | None]:
     """What makes a link to the cloud that the user named, or to one of several.
 
-    `spawn` starts one.
+    `spawn` starts one. route: in the order given, or as measured. Raises UsageError.
     """
+    if route not in _ROUTES:
+        raise UsageError(f"--route {route!r}: expected one of {', '.join(_ROUTES)}")
     with ExitStack() as stack:
         if cloud is None:
             yield None
@@ -65,17 +75,15 @@ def cloud_link(
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
             addresses = [stack.enter_context(spawned).address]
         check_token_stays_secret(addresses, security)
-        yield Dialer(addresses, DEFAULT_LIMITS, security)
-
-
-def default_placement(manifest: Manifest) -> int:
-    """The cut nearest to half the model's layers."""
-    half = manifest.architecture.layers / 2
-    return min(manifest.cuts, key=lambda cut: abs(cut - half), default=manifest.architecture.layers)
+        prober = Prober(addresses, DEFAULT_LIMITS, security) if route == "measured" else None
+        yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
 def run_command(
-    artifact: Annotated[Path, typer.Argument(help="The artifact folder.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(help="The artifact folder, or addresses to fetch what is needed from."),
+    ],
     prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='JSONL: {"prompt": …} or {"messages": […]} a line.')
@@ -83,8 +91,8 @@ def run_command(
     mode: Annotated[
         str,
         typer.Option(
-            help="verified (lossless), threshold (CE-CoLLM's), refine, standalone or cloud (remote "
-            "alone)."
+            help="verified (lossless), threshold (CE-CoLLM's), refine, standalone, cloud (remote "
+            "alone) or auto (verified or cloud, whatever is faster: lossless)."
         ),
     ] = "verified",
     cloud: Annotated[
@@ -94,6 +102,13 @@ def run_command(
             "fails; or spawn to start one here."
         ),
     ] = None,
+    route: Annotated[
+        str,
+        typer.Option(
+            help="Which of several clouds an answer goes to: order (the first that answers) or "
+            "measured (the quickest, by latency, load and health)."
+        ),
+    ] = "order",
     ca: CaOption = None,
     cert: CertOption = None,
     key: KeyOption = None,
@@ -118,6 +133,7 @@ def run_command(
         float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
     ] = 0.0,
     draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
+    batch: Annotated[int, typer.Option(help="Hidden states in one message, in mode verified.")] = 1,
     ahead: Annotated[
         float | None,
         typer.Option(
@@ -150,6 +166,9 @@ def run_command(
             help="Where no cloud answers at first, begin with the exits and verify later.",
         ),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how tokens were made, and why: mode auto.")
+    ] = False,
     metrics: MetricsOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -163,6 +182,7 @@ def run_command(
         deadline_seconds=deadline / 1000,
         refinement=Refinement(segment=segment, passes=passes, rank=rank, gap=gap),
         draft=draft,
+        batch=batch,
         ahead=ahead,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
@@ -179,18 +199,19 @@ def run_command(
     security = client_security(ca, cert, key, token_file)
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
-    opened = Artifact(artifact)
+    chosen = None if exits is None else numbers("--exits", exits)
+    opened = open_artifact(artifact, mode, placement, chosen, cloud, security)
     placed = default_placement(opened.manifest) if placement is None else placement
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         if metrics:
             stack.enter_context(metrics_server(metrics))
-        linked = stack.enter_context(cloud_link(artifact, cloud, cores, security))
+        linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
         edge = Edge(
             opened,
             mode=mode,
             placement=placed,
-            exits=None if exits is None else numbers("--exits", exits),
+            exits=chosen,
             threads=cores,
             connect=linked,
             wire=wire,
@@ -206,6 +227,8 @@ def run_command(
                 typer.echo(json.dumps(report, ensure_ascii=False))
             else:
                 _show(answer, Palette(edge.exits))
+                if explain:
+                    explain_ways(answer.account, edge)
 
 
 def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, Any]:
@@ -233,6 +256,7 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
         "cloud_rows": account.cloud_rows,
         "cloud_heads": account.cloud_heads,
         "degraded": account.degraded,
+        "changes": [asdict(one) for one in account.changes],
         "provisional": account.provisional,
         "previewed": account.previewed,
         "withdrawn": account.withdrawn,

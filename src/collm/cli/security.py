@@ -40,8 +40,13 @@ def client_security(
     return ClientSecurity(ca=ca, certificate=cert, key=key, token=token.strip())
 
 
-def check_token_stays_secret(addresses: Sequence[str], security: ClientSecurity) -> None:
-    """Refuse to send a token in the clear to another machine. Raises UsageError."""
+def check_token_stays_secret(
+    addresses: Sequence[str], security: ClientSecurity, *, cloud: str = "--cloud", ca: str = "--ca"
+) -> None:
+    """Refuse to send a token in the clear to another machine. Raises UsageError.
+
+    cloud, ca: the options that said whom to call, and what to trust.
+    """
     if not security.token or security.ca is not None:
         return
     for address in addresses:
@@ -51,6 +56,6 @@ def check_token_stays_secret(addresses: Sequence[str], security: ClientSecurity)
             continue  # told when it is dialled
         if not is_loopback(host):
             raise UsageError(
-                f"--cloud {address}: the token would travel unencrypted; add --ca, the authority "
+                f"{cloud} {address}: the token would travel unencrypted; add {ca}, the authority "
                 "of the cloud's certificate"
             )

@@ -26,6 +26,25 @@ def credentials(security: ServerSecurity) -> Any:
     return grpc.dynamic_ssl_server_credentials(files.read(), files.changed, needs_client)
 
 
+def server_context(security: ServerSecurity) -> ssl.SSLContext:
+    """For servers that use Python's own TLS; a certificate that changes as in `credentials`.
+
+    The authority of clients does not change while it runs. Raises UsageError.
+    """
+    files = _Files(security)
+    current = files.context()
+
+    def look(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal current
+        if files.changed() is not None:
+            current = files.context()
+        connection.context = current
+
+    listening = files.context()
+    listening.sni_callback = look  # called in every handshake, whether a name is given or not
+    return listening
+
+
 class _Files:
     """Certificate, key and authority; looked at for each new connection."""
 
@@ -40,6 +59,13 @@ class _Files:
         """What gRPC wants. Raises UsageError."""
         pair = read_pem(self._key), read_pem(self._certificate)
         ca = read_pem(self._client_ca) if self._client_ca is not None else None
+        self.context()  # or what is wrong with them
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
+
+    def context(self) -> ssl.SSLContext:
+        """What Python's own TLS wants. Raises UsageError."""
+        ca = read_pem(self._client_ca) if self._client_ca is not None else None
+        read_pem(self._key), read_pem(self._certificate)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # A password would be asked for at the terminal, of nobody.
@@ -52,9 +78,10 @@ class _Files:
         try:
             if ca is not None:
                 context.load_verify_locations(cadata=ca.decode(errors="replace"))
+                context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ValueError) as error:
             raise UsageError(f"{self._client_ca}: no certificates ({error})") from None
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
+        return context
 
     def changed(self) -> Any:
         """As `read` where the files have changed, else None; unusable ones change nothing."""

@@ -61,10 +61,13 @@ async def serve(
     return server
 
 
-def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> str:
+def check_listen(
+    listen: str, security: ServerSecurity, *, insecure: bool, option: str = "--listen"
+) -> str:
     """The host of `listen`, which strangers must not reach unless that is wanted.
 
-    insecure: other machines may, without encryption or credentials. Raises `UsageError` where they
+    insecure: other machines may, without encryption or credentials. option: what `listen` was given
+    with. Raises `UsageError` where they
     could without it, `LinkError` when the address is none.
     """
     try:
@@ -81,7 +84,7 @@ def check_listen(listen: str, security: ServerSecurity, *, insecure: bool) -> st
     ]
     if lacks and not insecure and not is_loopback(host):
         raise UsageError(
-            f"--listen {listen} takes connections from other machines, and there is no "
+            f"{option} {listen} takes connections from other machines, and there is no "
             f"{' and no '.join(lacks)}: add that, listen on 127.0.0.1, or say --insecure where "
             "you trust everybody on that network"
         )
@@ -115,6 +118,12 @@ class Server:
     def sessions(self) -> int:
         """Sessions open now."""
         return len(self._live)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks are told, until the server stops."""
+        if not self._stopping.done():
+            status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+            await self._set_health(status)
 
     async def wait(self) -> None:
         """Return when the server has been stopped."""

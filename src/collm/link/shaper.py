@@ -52,7 +52,6 @@ class LinkShaper(Closing):
     ) -> None:
         host, port = _parsed(listen, any_port=True)
         self._to = _parsed(to)
-        self._shape = shape
         self._up, self._down = _Way(shape), _Way(shape)
         self._faults = faults if faults is not None and faults.any else None
         self._script = Script(faults.script if faults is not None else ())
@@ -72,6 +71,11 @@ class LinkShaper(Closing):
         threading.Thread(target=self._accept, name="collm-shaper", daemon=True).start()
         if self._script.resets():
             threading.Thread(target=self._break_by_script, daemon=True).start()
+
+    def reshape(self, shape: LinkShape) -> None:
+        """Another delay and rate from now on; what has left arrives as it was to."""
+        self._up.reshape(shape)
+        self._down.reshape(shape)
 
     def close(self) -> None:
         """End every connection. Idempotent."""
@@ -140,10 +144,14 @@ class _Way:
     """One direction of the link, which all connections share."""
 
     def __init__(self, shape: LinkShape) -> None:
-        self._shape = shape
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._random = random.Random(0)
+        self.reshape(shape)
+
+    def reshape(self, shape: LinkShape) -> None:
+        """See `LinkShaper`."""
+        self._shape = shape
         rate = shape.bits_per_second / 8
         self.piece = int(min(_MOST_BYTES, max(_LEAST_BYTES, rate * _PIECE_SECONDS)))
         if not rate:

@@ -49,6 +49,12 @@ class LinkShape:
             )
 
     @property
+    def words(self) -> str:
+        """As `parse_link` reads it; without the jitter."""
+        rate = f"{self.bits_per_second / 1e3:.3f}kbit" if self.bits_per_second else "0"
+        return f"rtt:{2e6 * self.delay_seconds:.0f}us@{rate}"
+
+    @property
     def round_trip_seconds(self) -> float:
         """There and back, without the time that bits take to leave."""
         return 2 * self.delay_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ class Artifact:
 
     Opening reads the manifest only. Every file is hashed the first time it is asked for;
     a file that differs from the manifest raises ArtifactError naming it.
+    fetch: called with the name of a file that is asked for and not here; it puts it into the folder
+    or raises. Without it a missing file raises ArtifactError.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, fetch: Callable[[str], None] | None = None) -> None:
         self.folder = Path(folder)
+        self._fetch = fetch
         self.manifest = Manifest.read(self.folder)
         self.architecture = self.manifest.architecture
         self.fingerprint = self.manifest.fingerprint
@@ -37,6 +41,8 @@ class Artifact:
         if entry is None:
             raise ArtifactError(f"{self.folder}: the manifest lists no file {name}")
         if name not in self._verified:
+            if self._fetch is not None and not path.is_file():
+                self._fetch(name)
             if not path.is_file():
                 raise ArtifactError(f"{path}: missing; build or fetch the artifact again")
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
@@ -74,19 +80,7 @@ class Artifact:
 
     def exits(self, cuts: tuple[int, ...] | None, upto: int) -> tuple[ExitEntry, ...]:
         """The exits at `cuts`, or all at or below layer `upto`, shallowest first."""
-        if cuts is None:
-            return tuple(e for e in self.manifest.exits if e.cut <= upto)
-        found = []
-        for cut in sorted(set(cuts)):
-            entry = self.manifest.exit_at(cut)
-            if entry is None or cut > upto:
-                offered = [str(e.cut) for e in self.manifest.exits if e.cut <= upto]
-                raise PlacementError(
-                    f"exit {cut}: with {upto} layers on the edge the artifact offers exits at "
-                    f"{', '.join(offered) or 'none'}"
-                )
-            found.append(entry)
-        return tuple(found)
+        return exits_at(self.manifest, cuts, upto)
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer and chat template."""
@@ -110,3 +104,23 @@ def check_placement(manifest: Manifest, layer: int) -> None:
         raise PlacementError(
             f"placement {layer}: expected one of 0, {', '.join(map(str, manifest.cuts))}, {last}"
         )
+
+
+def exits_at(manifest: Manifest, cuts: tuple[int, ...] | None, upto: int) -> tuple[ExitEntry, ...]:
+    """The exits at `cuts`, or all at or below layer `upto`, shallowest first.
+
+    Raises PlacementError for one that the artifact does not have there.
+    """
+    if cuts is None:
+        return tuple(e for e in manifest.exits if e.cut <= upto)
+    found = []
+    for cut in sorted(set(cuts)):
+        entry = manifest.exit_at(cut)
+        if entry is None or cut > upto:
+            offered = [str(e.cut) for e in manifest.exits if e.cut <= upto]
+            raise PlacementError(
+                f"exit {cut}: with {upto} layers on the edge the artifact offers exits at "
+                f"{', '.join(offered) or 'none'}"
+            )
+        found.append(entry)
+    return tuple(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from collm.model.architecture import Architecture
 
 FORMAT, VERSION = "collm-artifact", 2
 MANIFEST = "manifest.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,15 @@ class FileEntry:
     """A file of the artifact; the name is relative to its folder."""
 
     sha256: str
+    """Hex, in small letters: the file's name where it is kept and fetched by content."""
     bytes: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, TypeError."""
+        if _SHA256.fullmatch(self.sha256) is None:  # TypeError where it is no text
+            raise ValueError(f"sha256 {str(self.sha256)[:80]!r}: expected 64 hex digits")
+        if type(self.bytes) is not int or self.bytes < 0:
+            raise ValueError(f"bytes {str(self.bytes)[:80]!r}: expected a number of bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +85,13 @@ class ExitEntry:
     """Calibrated confidence in (0, 1] from which the exit may answer alone; None: not chosen."""
     calibration: str = ""
     """How the threshold was chosen, as JSON."""
+
+    @property
+    def agreement(self) -> float | None:
+        """How often it says what the full model says, on text held out of its training."""
+        record = json.loads(self.training) if self.training.startswith("{") else {}
+        share = record.get("held_out_agreement")
+        return share if isinstance(share, float) else None
 
     def __post_init__(self) -> None:
         """Raises ValueError: these do not show by themselves to be damaged."""
@@ -154,25 +171,33 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read and check `manifest.json`. Raises ArtifactError with one clear line."""
-        data = _read_json(folder)
+        return cls.parse(_read_file(folder), folder)
+
+    @classmethod
+    def parse(cls, text: bytes, where: object) -> Manifest:
+        """Check the bytes of a `manifest.json` from `where`, a folder or an address.
+
+        Raises ArtifactError with one clear line that begins with `where`.
+        """
+        data = _parse_json(text, where)
         if data.get("format") != FORMAT:
-            raise ArtifactError(f"{folder}: {MANIFEST} is not a CoLLM artifact's")
+            raise ArtifactError(f"{where}: {MANIFEST} is not a CoLLM artifact's")
         if data.get("version") != VERSION:
             raise ArtifactError(
-                f"{folder}: artifact version {data.get('version')!r}, this software reads "
+                f"{where}: artifact version {data.get('version')!r}, this software reads "
                 f"{VERSION}; build it again"
             )
         try:
             made = cls._from(data)
+            fingerprint = made.fingerprint
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{folder}: {MANIFEST} is damaged ({error})") from None
+            raise ArtifactError(f"{where}: {MANIFEST} is damaged ({error})") from None
         for name in made.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ArtifactError(f"{folder}: {MANIFEST} names a file outside ({name})")
-        if made.fingerprint != data.get("fingerprint"):
+            if not _is_inside(name):
+                raise ArtifactError(f"{where}: {MANIFEST} names a file outside ({name!r:.80})")
+        if fingerprint != data.get("fingerprint"):
             raise ArtifactError(
-                f"{folder}: {MANIFEST} does not match its own fingerprint; it was edited or "
+                f"{where}: {MANIFEST} does not match its own fingerprint; it was edited or "
                 "damaged, build it again"
             )
         return made
@@ -198,18 +223,40 @@ def _exit(data: Mapping[str, Any], cuts: tuple[int, ...]) -> ExitEntry:
     return ExitEntry(**{**data, "feed": feed})
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _is_inside(name: str) -> bool:
+    """Whether a file of that name lies in the artifact's folder, and is not the manifest."""
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and str(path) == name
+    return (
+        plain
+        and not path.is_absolute()
+        and not {"..", "."} & {*path.parts, name}
+        and (name != MANIFEST)
+    )
+
+
+def _read_file(folder: Path) -> bytes:
     path = folder / MANIFEST
     if not folder.exists():
         raise ArtifactError(f"{folder}: no such folder; make an artifact with: collm build")
     if not path.is_file():
         raise ArtifactError(f"{folder}: not an artifact (no {MANIFEST}); make one: collm build")
-    if path.stat().st_size > DEFAULT_LIMITS.max_manifest_bytes:
-        raise ArtifactError(f"{path}: larger than {DEFAULT_LIMITS.max_manifest_bytes} bytes")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON: {error}") from None
+        with path.open("rb") as file:
+            return file.read(DEFAULT_LIMITS.max_manifest_bytes + 1)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parse_json(text: bytes, where: object) -> dict[str, Any]:
+    if len(text) > DEFAULT_LIMITS.max_manifest_bytes:
+        raise ArtifactError(
+            f"{where}: {MANIFEST} is larger than {DEFAULT_LIMITS.max_manifest_bytes} bytes"
+        )
+    try:
+        data = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where}: {MANIFEST} is not readable as JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: expected a JSON object")
+        raise ArtifactError(f"{where}: {MANIFEST}: expected a JSON object")
     return data

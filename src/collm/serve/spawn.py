@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,8 @@ class Spawned:
 
     address: str
     pid: int
+    say: Callable[[str], None]
+    """A line for it: a link takes another shape, in the words of `parse_link`."""
 
 
 @contextmanager
@@ -68,7 +71,8 @@ def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawne
             start_new_session=True,
         )
         try:
-            yield Spawned(address=_address(process, said, limits, name), pid=process.pid)
+            address = _address(process, said, limits, name)
+            yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
         finally:
             _end(process, limits)
 
@@ -92,6 +96,12 @@ def _address(process: subprocess.Popen[bytes], said: IO[bytes], limits: Limits, 
             )
         line += more
     return line.decode(errors="replace").strip()
+
+
+def _say(process: subprocess.Popen[bytes], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line.encode() + b"\n")
+    process.stdin.flush()
 
 
 def _end(process: subprocess.Popen[bytes], limits: Limits) -> None:

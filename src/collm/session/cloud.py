@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from collm import __version__, metrics
@@ -28,8 +29,10 @@ from collm.wire.encoding import decode_client, encode
 from collm.wire.handshake import check_hello, refusal_for
 from collm.wire.messages import (
     ATTACH_MINOR,
+    EXIT_MINOR,
     PROTOCOL_MINOR,
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -58,6 +61,9 @@ class CloudService:
     self_draft: how to draft where an answer is left to this cloud alone; None: not at all.
     """
 
+    full_model = "here"
+    """Where the full model's tokens come from, for metrics."""
+
     def __init__(self, stage: Stage, limits: Limits, self_draft: SelfDraft | None = None) -> None:
         self.stage = stage
         self.limits = limits
@@ -65,6 +71,16 @@ class CloudService:
         self.sessions = Sessions(limits)
         self.quotas = Quotas(limits)
         self.costs = CloudCosts(stage)
+
+    def hold(self, hello: Hello, identity: str) -> HeldSession:
+        """A session for a client that is welcome. Raises PlacementError."""
+        return HeldSession(self.stage, self.limits, hello, identity, self.self_draft)
+
+    def check_ready(self) -> None:
+        """Raises Refused where nobody could be served now."""
+
+    def take_turn(self) -> None:
+        """Wait as long as a session that has something to compute; the server's turns do, here."""
 
     def open(self, peer: Peer) -> CloudConversation:
         """A conversation for a new client; it takes no memory before its Hello is accepted."""
@@ -115,6 +131,9 @@ class CloudConversation:
             yield encode(self._hello(message))
             return
         if isinstance(message, Heartbeat):
+            if held is None:  # who asks before a session wants to know whether to begin one
+                self._service.check_ready()
+                self._service.take_turn()
             yield from self._pong(message)
             return
         if isinstance(message, Bye):
@@ -134,10 +153,12 @@ class CloudConversation:
         if evicted:
             yield from self._say_evicted()
             return
-        rows = held.pending
+        rows = held.pending + (len(message.token_ids) if isinstance(message, Ask) else 0)
         kind = type(message).__name__.lower()
-        if isinstance(message, Append):
+        if isinstance(message, (Append, Ask)):
             metrics.POSITIONS.labels(str(held.cut)).inc(len(message.token_ids))
+        if isinstance(message, Verify) and message.may_exit and self._minor < EXIT_MINOR:
+            message = replace(message, may_exit=False)
         replies = held.answer(message)
         try:
             while True:
@@ -157,13 +178,13 @@ class CloudConversation:
                 if reply is None:
                     yield NOTHING
                     continue
-                if isinstance(message, Verify) and isinstance(reply, Verdict):
-                    heads = len(message.draft) + 1
-                    self._service.costs.took(held.cut, rows, heads, reply.cloud_seconds)
+                if isinstance(message, Verify | Ask) and isinstance(reply, Verdict):
+                    drafted = message.drafted if isinstance(message, Ask) else len(message.draft)
+                    self._service.costs.took(held.cut, rows, drafted + 1, reply.cloud_seconds)
                 elif isinstance(reply, Token) and self._service.self_draft is None:
                     self._service.costs.took(0, rows, 1, reply.cloud_seconds)
                     rows = 1  # the first token brought the prompt's with it
-                tokens = _count(reply)
+                tokens = _count(reply, self._service.full_model)
                 self.pause_seconds = max(self.pause_seconds, self._charge(tokens=tokens))
                 yield encode(reply)
         finally:
@@ -188,7 +209,8 @@ class CloudConversation:
             cuts=stage.bounds[:-1],
             wire_formats=WIRE_FORMATS,
         )
-        held = HeldSession(stage, service.limits, hello, self._peer.identity, service.self_draft)
+        service.check_ready()
+        held = service.hold(hello, self._peer.identity)
         self._id = uuid.uuid4().hex
         service.sessions.enter(self._id, held, hello.resumes)
         self._held, self._minor = held, hello.protocol_minor
@@ -257,8 +279,11 @@ class CloudConversation:
             raise Refused("protocol", "the session goes on over another link")
 
 
-def _count(reply: CloudMessage) -> int:
-    """Tokens of the full model in it."""
+def _count(reply: CloudMessage, full_model: str) -> int:
+    """Tokens in it. full_model: where those that no exit chose come from."""
+    if isinstance(reply, Verdict) and reply.exit_cut:
+        metrics.ANSWERED.labels(f"exit@{reply.exit_cut}").inc()
+        return 1
     tokens = 0
     if isinstance(reply, Verdict):
         tokens = reply.accepted + 1
@@ -267,4 +292,5 @@ def _count(reply: CloudMessage) -> int:
     elif isinstance(reply, Token):
         tokens = 1
     metrics.TOKENS.inc(tokens)
+    metrics.ANSWERED.labels(full_model).inc(tokens)
     return tokens

@@ -13,16 +13,16 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Protocol
 
 from collm import metrics
 from collm.errors import CloudAway, LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
 from collm.limits import Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
+from collm.session.redial import DAMAGED, PASSING, Redial, choices, greet, refused
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import (
     Attach,
@@ -36,12 +36,6 @@ from collm.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-_PASSING: Final = frozenset({"busy", "corrupt", "idle"})
-"""Refusals in the midst of a session that another cloud, or the same one later, may not give."""
-
-_DAMAGED: Final = frozenset({"corrupt", "protocol"})
-"""Refusals of a Hello that changed on its way."""
 
 
 class Resumable(Protocol):
@@ -79,7 +73,7 @@ class Connection:
         self._hello = hello
         self._session = session
         self._limits = limits
-        self._redial: _Redial | None = None
+        self._redial: Redial | None = None
         self._dial: Callable[[], Link] | None = None
         self._attaching = False
         self._session_id = ""
@@ -92,6 +86,8 @@ class Connection:
         self._breaks = 0
         """Since the last answer."""
         self._bytes_up = self._bytes_down = 0
+        self.greeted_in = math.nan
+        """Seconds from the first Hello to its Welcome: a round trip to an idle cloud."""
         self.reconnects = 0
         """Links that followed the first."""
         self.replayed = 0
@@ -100,16 +96,7 @@ class Connection:
             assert dial is not None  # or there never would be a link
             self._begin_without(dial, None)
         else:
-            try:
-                self._session_id = _greet(link, hello, limits).session_id
-            except LinkError as error:
-                if dial is None or (isinstance(error, Refused) and error.code not in _DAMAGED):
-                    raise
-                if begin_offline:
-                    self._begin_without(dial, link)
-                else:
-                    self._link, welcome = self._first_link(dial, link, error)
-                    self._session_id = welcome.session_id
+            self._greet_first(link, dial, begin_offline)
         self._dial = dial
 
     @property
@@ -167,10 +154,10 @@ class Connection:
                 self._broke(error)
                 continue
             if isinstance(message, Refusal):
-                refused = _refused(message)
-                if refused.code not in _PASSING:
-                    raise refused
-                self._broke(refused)
+                told = refused(message)
+                if told.code not in PASSING:
+                    raise told
+                self._broke(told)
             elif isinstance(message, Evicted):
                 self._attach(self._attached_as or self._session_id)
             elif isinstance(message, Attached):
@@ -192,11 +179,37 @@ class Connection:
             pass  # it is closed or broken already: nobody is left to tell
         self._link.close()
 
+    def _greet_first(
+        self, link: Link, dial: Callable[[], Link] | None, begin_offline: bool
+    ) -> None:
+        """Have the session begin over `link`, or over another one where its cloud refuses it."""
+        for left in range(choices(dial) - 1, -1, -1):
+            greeted_at = self._clock.now()
+            try:
+                self._session_id = greet(link, self._hello, self._limits).session_id
+                self._link, self.greeted_in = link, self._clock.now() - greeted_at
+                return
+            except LinkError as error:
+                if isinstance(error, Refused) and error.code not in DAMAGED:
+                    link.close()
+                    if dial is None or not left:
+                        raise
+                    link = dial()
+                    continue
+                if dial is None:
+                    raise
+                if begin_offline:
+                    self._begin_without(dial, link)
+                    return
+                self._link, welcome = self._first_link(dial, link, error)
+                self._session_id = welcome.session_id
+                return
+
     def _first_link(
         self, dial: Callable[[], Link], broken: Link, error: LinkError
     ) -> tuple[Link, Welcome]:
         """Another link, where the first one broke before the cloud's Welcome."""
-        redial = _Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
+        redial = Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
         try:
             found = redial.wait(self._limits.resume_seconds)
         except BaseException:  # also Ctrl-C
@@ -211,7 +224,7 @@ class Connection:
         """Look for the first link in the background."""
         self._link = None
         self._given_up_at = self._clock.now() + self._limits.resume_seconds
-        self._redial = _Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
+        self._redial = Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
 
     def _broke(self, error: LinkError) -> None:
         """Look for a cloud; raises `error` where that is not wanted. `receive` gives up in time."""
@@ -229,12 +242,12 @@ class Connection:
             pause = min(pause, self._limits.redial_longest_seconds)
         self._breaks += 1
         hello = replace(self._hello, resumes=self._session_id)
-        self._redial = _Redial(self._dial, self._link, hello, self._limits, pause, self._clock)
+        self._redial = Redial(self._dial, self._link, hello, self._limits, pause, self._clock)
         self._redial.last_error = error
         self._link = None
         self._attaching, self._attached_as = False, ""
 
-    def _take_link(self, redial: _Redial, left: float) -> None:
+    def _take_link(self, redial: Redial, left: float) -> None:
         """Attach to the cloud that was found. Raises CloudAway where none is yet."""
         assert self._given_up_at is not None  # set by the break
         until = self._given_up_at - self._clock.now()
@@ -252,6 +265,10 @@ class Connection:
         if self._session_id:
             self.reconnects += 1
             metrics.RECONNECTS.inc()
+        if not self._session_id and not self._session.standing()[0]:
+            self._session_id = welcome.session_id  # new on both sides: nothing to agree on
+            self._replay(0)
+            return
         self._attached_as = welcome.session_id
         self._attach(self._session_id or welcome.session_id)
 
@@ -279,115 +296,15 @@ class Connection:
         self._attaching = False
         self._session_id, self._attached_as = self._attached_as or self._session_id, ""
         before = self.bytes_up
-        for frame in self._session.replay(position):
-            self.send(frame)
-            if self._redial is not None:
-                return
-        if is_new:
+        if not self._replay(position) or is_new:
             return
         self.replayed += self.bytes_up - before
         metrics.REPLAYED.inc(self.bytes_up - before)
 
-
-class _Redial:
-    """Looks for a cloud, in a thread, and says Hello to it."""
-
-    def __init__(
-        self,
-        dial: Callable[[], Link],
-        old: Link | None,
-        hello: Hello,
-        limits: Limits,
-        pause: float,
-        clock: Clock,
-    ) -> None:
-        self._dial = dial
-        self._old = old
-        self._hello = hello
-        self._limits = limits
-        self._clock = clock
-        self._longest = limits.redial_seconds
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._link: Link | None = None
-        self._found: tuple[Link, Welcome] | None = None
-        self._fatal: Exception | None = None
-        self.last_error: Exception | None = None
-        self.found_at = 0.0
-        self._task = clock.repeat(self._attempt, min(pause, limits.resume_seconds), "collm-redial")
-
-    @property
-    def is_done(self) -> bool:
-        """Whether a cloud was found, or will not be."""
-        return self._task.is_over
-
-    def wait(self, seconds: float) -> tuple[Link, Welcome] | None:
-        """A link whose cloud has said Welcome; None where there is none after so many seconds.
-
-        Raises what a cloud that will never take this session said.
-        """
-        if not self._task.wait(seconds):
-            return None
-        if self._fatal is not None:
-            raise self._fatal
-        return self._found
-
-    def stop(self) -> None:
-        """Look no further; a link that was made is closed."""
-        self._stopped.set()
-        self._task.cancel()
-        with self._lock:
-            if self._link is not None:
-                self._link.close()
-
-    def _attempt(self) -> float | None:
-        """Try once; how long to wait before the next time, None after the last."""
-        if self._old is not None:
-            self._old.close()
-            self._old = None
-        pause = self._longest * random.uniform(0.5, 1.0)
-        self._longest = min(2 * self._longest, self._limits.redial_longest_seconds)
-        try:
-            self._found = self._try()
-            self.found_at = self._clock.now()
-            return None
-        except Refused as error:
-            self.last_error = error
-            if error.code not in _PASSING | _DAMAGED:
-                self._fatal = error
-                return None
-            return max(pause, min(error.retry_seconds, self._limits.resume_seconds))
-        except LinkError as error:
-            self.last_error = error
-            return pause
-        except Exception as error:  # noqa: BLE001 - raised by `wait`, to whoever asks
-            self._fatal = error
-            return None
-
-    def _try(self) -> tuple[Link, Welcome]:
-        link = self._dial()
-        with self._lock:
-            self._link = link
-        try:
-            if self._stopped.is_set():
-                raise LinkError("the session is closed")
-            return link, _greet(link, self._hello, self._limits)
-        except BaseException:
-            link.close()
-            raise
-
-
-def _greet(link: Link, hello: Hello, limits: Limits) -> Welcome:
-    """Say Hello. Raises LinkError, what the cloud refuses with, and ProtocolError."""
-    link.send(encode(hello))
-    # The server is there (the link saw that), but it may be computing.
-    reply = decode_cloud(link.receive(limits.verdict_seconds), limits, sealed=True)
-    if isinstance(reply, Refusal):
-        raise _refused(reply)
-    if not isinstance(reply, Welcome):
-        raise ProtocolError(f"expected a Welcome, got {type(reply).__name__}")
-    return reply
-
-
-def _refused(refusal: Refusal) -> Refused:
-    return Refused(refusal.code, f"the cloud refuses: {refusal.reason}", refusal.retry_seconds)
+    def _replay(self, position: int) -> bool:
+        """Send what a cloud that holds `position` positions lacks; whether the link lasted."""
+        for frame in self._session.replay(position):
+            self.send(frame)
+            if self._redial is not None:
+                return False
+        return True

@@ -31,15 +31,20 @@ from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.events import Account, EmittedToken, Piece, Preview
 from collm.session.oracle import Oracle
+from collm.session.pacing import Pacer
+from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
+from collm.session.pressure import Pressure
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
+from collm.session.steering import LOSSLESS, Steering, auto, ways_of
 from collm.session.text import TextOut
 from collm.session.threshold import threshold
 from collm.session.verified import verified
 from collm.wire.codec import WIRE_FORMATS
 
 _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
+    "auto": auto,
     "verified": verified,
     "threshold": threshold,
     "refine": refine,
@@ -55,6 +60,8 @@ class Edge:
     used, None for all at or below the placement. connect: makes a link to the cloud.
     wire: how positions travel: as hidden states in f32, f16, int8 or int4, or as token ids alone
     (`ids`: the cloud runs the edge's layers itself).
+    In mode `verified` the wire format `auto` leaves it, the cut and the drafting to measurements;
+    mode `auto` does, and may leave all to the cloud.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     clock: what waits for the cloud are measured with.
@@ -76,11 +83,13 @@ class Edge:
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        if mode not in _LOOPS:
-            raise PromptError(f"mode {mode!r}: expected one of {', '.join(_LOOPS)}")
-        if wire not in WIRE_FORMATS:
-            raise PromptError(f"wire format {wire!r}: expected one of {', '.join(WIRE_FORMATS)}")
-        check_placement(artifact.manifest, placement)
+        if wire not in (*WIRE_FORMATS, "auto"):
+            raise PromptError(
+                f"wire format {wire!r}: expected one of {', '.join(WIRE_FORMATS)}, auto"
+            )
+        if wire == "auto" and mode not in ("auto", "verified"):
+            raise PromptError(f"wire format auto goes with mode auto or verified, not {mode}")
+        self.exits = exits_in_use(artifact.manifest, mode, placement, exits)
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -91,25 +100,22 @@ class Edge:
         self._limits = limits
         self._clock = clock
         self._is_whole = placement == artifact.architecture.layers
-        chosen = artifact.exits(None if exits is None else tuple(exits), placement)
-        if self._is_whole and mode in ("threshold", "refine"):
-            raise PlacementError(
-                f"{mode} with all {placement} layers leaves nothing to the cloud; expected a cut: "
-                f"{', '.join(map(str, artifact.manifest.cuts))}"
+        self.steering: Steering | None = None
+        if not self._is_whole and (mode == "auto" or wire == "auto"):
+            placements = [cut for cut in artifact.manifest.cuts if cut <= placement]
+            wires = LOSSLESS if wire == "auto" or (mode == "auto" and wire == "f32") else (wire,)
+            ways = ways_of(artifact, placements[::-1], wires)
+            self.steering = Steering(
+                artifact,
+                ways,
+                with_cloud=mode == "auto",
+                pressure=Pressure(artifact.manifest, placements) if placements else None,
             )
-        # An exact answer of the whole model needs no guesses.
-        guesses = mode != "cloud" and not (mode == "verified" and self._is_whole)
-        self.exits = tuple(entry.cut for entry in chosen) if guesses else ()
-        answers = mode in ("standalone", "threshold", "refine")
-        if answers and not self.exits and not self._is_whole:
-            raise PlacementError(
-                f"{mode} with {placement} layers has no exit to answer from; expected a "
-                f"placement of at least {min(artifact.manifest.cuts, default=placement)}"
-            )
-        self.wire = wire
+        self.wire = "f32" if wire == "auto" else wire
         self.first_cut = self._first_cut(first_cut)
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
         self._costs = Costs()
+        self._pacer = Pacer()
         self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
         if mode != "cloud":
@@ -161,14 +167,17 @@ class Edge:
             first_cut=self.first_cut,
             open_client=self._open_client if self._connect else None,
             max_positions=context,
-            sends_ids=self.wire == "ids",
-            steer=steer,
+            wire=self.wire,
+            pacer=self._pacer,
+            steer=steer or self.steering,
             place=self.place,
             criterion_at=None if generation.criterion else self._criterion_at,
             oracle=foretell,
         )
         loop = _LOOPS[generation.mode]
-        if self._is_whole and generation.mode == "verified":
+        if self.steering is not None and generation.mode == "verified":
+            loop = auto
+        if self._is_whole and generation.mode in ("verified", "auto"):
             loop = modes.whole
         text = TextOut(self.tokenizer, generation.stop)
         return Answer(run, loop, text, self.tokenizer.decode)
@@ -240,13 +249,13 @@ class Edge:
             )
         return first_cut
 
-    def _open_client(self, cut: int) -> CloudClient:
+    def _open_client(self, cut: int, wire: str) -> CloudClient:
         assert self._connect is not None
-        again = self._connect.again if isinstance(self._connect, Dialer) else self._connect
+        dial = self._connect.line() if isinstance(self._connect, Dialer) else self._connect
         link: Link | None = None
         may_begin_offline = self._begin_offline and bool(self.exits)
         try:
-            link = self._connect()
+            link = dial()
         except Unreachable:
             if not may_begin_offline:
                 raise
@@ -256,9 +265,9 @@ class Edge:
                 fingerprint=self.artifact.fingerprint,
                 cut=cut,
                 vocabulary=self.artifact.architecture.vocab_size,
-                wire_format=self.wire,
+                wire_format=wire,
                 limits=self._limits,
-                dial=again,
+                dial=dial,
                 clock=self._clock,
                 begin_offline=may_begin_offline,
             )

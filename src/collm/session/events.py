@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from collm.config import Way
 from collm.policy.observation import Coherence
 
 
@@ -13,7 +14,8 @@ class EmittedToken:
 
     token_id: int
     source: str
-    """Where it was made: `exit@15`, `cloud`, or `edge` (the whole model on the device)."""
+    """Where it was made: `exit@15`, `server@15` (an edge server's exit), `cloud`, or `edge` (the
+    whole model on the device)."""
     confidence: float | None = None
     """The exit's calibrated probability, or the full model's where that one chose."""
     by: str = "full model"
@@ -60,6 +62,15 @@ class Pass:
     replacement: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """From a token of the answer on, tokens are made another way."""
+
+    index: int
+    way: Way
+    reason: str
+
+
 @dataclass(kw_only=True)
 class Account:
     """One answer, as reported. Times are wall-clock seconds, bytes are frame bytes."""
@@ -73,6 +84,10 @@ class Account:
     """Times the edge waited for the cloud."""
     drafted: int = 0
     """Tokens proposed to the cloud."""
+    guessed: int = 0
+    """Positions at which exits were asked, whatever became of it."""
+    changes: list[Change] = field(default_factory=list)
+    """How tokens were to be made, in mode `auto`, and why."""
     cloud_rows: int = 0
     """Positions that the cloud ran through its layers."""
     cloud_heads: int = 0

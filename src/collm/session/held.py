@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collm.config import Sampling
-from collm.errors import ProtocolError
+from collm.errors import ProtocolError, Refused
 from collm.limits import Limits
 from collm.policy.sampling import log_probability
 from collm.runtime.stage import Stage, StageSession
@@ -29,6 +30,7 @@ from collm.session.self_draft import SelfDraft, generate, judge
 from collm.wire.codec import WIRE_FORMATS
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     CloudMessage,
     Crop,
@@ -41,8 +43,10 @@ from collm.wire.messages import (
     Verify,
 )
 
-Said: TypeAlias = Append | Verify | Score | Generate | Crop | Recut
+Said: TypeAlias = Append | Verify | Ask | Score | Generate | Crop | Recut
 """What is a session's own business."""
+Replies: TypeAlias = Iterator[CloudMessage | None]
+"""As they are made; None where others may have a turn."""
 
 
 class HeldSession:
@@ -64,13 +68,17 @@ class HeldSession:
         self.began_as = (hello.cut, hello.wire_format)
         self.identity = identity
         self.lock = threading.Lock()
+        self._computing: AbstractContextManager[None] = nullcontext()
+        """Held while a part is run, where several threads serve sessions of one stage."""
         self.is_dropped = False
         self._session = stage.open(hello.cut)
         self._ids: list[int] = []
         self._epoch = 0
+        self._sampling: Sampling | None = None
+        """Of the last question."""
         self._judged = 0
         """The first row whose logits can still be asked for."""
-        self._next: _Chosen | None = None
+        self._next: Chosen | None = None
         """The token that the last verdict ended with, while the text before it stands."""
 
     @property
@@ -95,37 +103,46 @@ class HeldSession:
 
     def bytes_first(self) -> int:
         """What a session takes once it has begun."""
-        return self._session.bytes_with(1)
+        return self._bytes_with(1)
 
     def bytes_for(self, message: Said) -> int:
         """At most the memory that this session takes when the message is dealt with."""
         more = 0
         if isinstance(message, Recut):
-            return self._session.bytes_with(0, from_ids=message.cut < self.cut)
-        if isinstance(message, Append):
+            more_layers = self._session.bytes_with(0, from_ids=message.cut < self.cut)
+            return max(self._bytes_with(0), more_layers)
+        if isinstance(message, Ask):
+            more = len(message.token_ids)
+        elif isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
             more = min(message.max_tokens, self._limits.kv_step)
-        return self._session.bytes_with(min(more, self.max_positions - self._session.position))
+        return self._bytes_with(min(more, self.max_positions - self._session.position))
+
+    def _bytes_with(self, more: int) -> int:
+        return self._session.bytes_with(more)
 
     def answer(self, message: Said) -> Generator[CloudMessage | None, None, None]:
         """Take a message, yield the replies as they are made; None where others may have a turn."""
         session = self._session
+        if isinstance(message, Ask):
+            message = self._spelt_out(session, message)
         if isinstance(message, Append):
             self._append(session, message)
             if message.settled:
                 yield from self._run(session, session.position)
-                session.run(self._stage.layers.stop)
+                self._settle(session)
         elif isinstance(message, Verify):
             if message.epoch < self._epoch:
                 return  # sent before the client could know that an earlier verdict cropped the text
             self._check_draft(session, message)
+            self._sampling = message.sampling
             seconds = yield from self._run(session, message.base)
-            yield self._verify(session, message, seconds)
+            yield from self._verify(session, message, seconds)
         elif isinstance(message, Score):
             self._check_draft(session, message)
             seconds = yield from self._run(session, message.base)
-            yield self._score(session, message, seconds)
+            yield from self._score(session, message, seconds)
         elif isinstance(message, Generate):
             yield from self._generate(session, message)
         elif isinstance(message, Recut):
@@ -155,6 +172,28 @@ class HeldSession:
     def close(self) -> None:
         """Give the memory back, for good."""
         self._session.close()
+
+    def _spelt_out(self, session: StageSession, message: Ask) -> Verify:
+        """Take in the ids it brings."""
+        sampling = message.sampling or self._sampling
+        if sampling is None:
+            raise ProtocolError("a question without sampling, and none before it in this session")
+        if message.token_ids:
+            if self.wire_format != "ids":
+                raise ProtocolError(f"ids in a question; this session agreed on {self.wire_format}")
+            at, ids = session.position, message.token_ids
+            self._append(session, Append(epoch=message.epoch, base=at, token_ids=ids, rows=None))
+        base = len(self._ids) - message.drafted - 1
+        if message.epoch == self._epoch and base < 0:
+            raise ProtocolError(f"a draft of {message.drafted} in {len(self._ids)} positions")
+        draft = tuple(self._ids[base + 1 :])
+        return Verify(
+            epoch=message.epoch,
+            base=base,
+            draft=draft,
+            sampling=sampling,
+            may_exit=message.may_exit,
+        )
 
     def _append(self, session: StageSession, message: Append) -> None:
         """Idempotent: what is held already, or was sent before a crop, changes nothing."""
@@ -192,6 +231,12 @@ class HeldSession:
             message.wire_format == "ids"
         ):
             raise ProtocolError(f"a recut to layer {message.cut} in {message.wire_format[:40]!r}")
+        if message.cut not in (cuts := self._stage.bounds[:-1]):
+            raise Refused(
+                "placement",
+                f"the client wants the cloud to start at layer {message.cut}, this cloud can start "
+                f"at {', '.join(map(str, cuts))}",
+            )
         if message.cut != self.cut:
             # Exits that draft would need every position's states from the first on.
             self._has_drafted = True
@@ -205,13 +250,18 @@ class HeldSession:
         """
         last, most, seconds = self._stage.layers.stop, self._limits.turn_rows, 0.0
         while (begin := session.run_to(last)) + most < end:
-            started = time.perf_counter()
-            session.run(last, begin + most)
-            seconds += time.perf_counter() - started
+            with self._computing:
+                started = time.perf_counter()
+                session.run(last, begin + most)
+                seconds += time.perf_counter() - started
             yield None
         return seconds
 
-    def _verify(self, session: StageSession, message: Verify, seconds: float) -> Verdict:
+    def _settle(self, session: StageSession) -> None:
+        """Run the rest of what stays."""
+        session.run(self._stage.layers.stop)
+
+    def _verify(self, session: StageSession, message: Verify, seconds: float) -> Replies:
         """seconds: what has been run for it took."""
         started = time.perf_counter() - seconds
         position = message.base + 1
@@ -219,8 +269,8 @@ class HeldSession:
         accepted, (token, logprob) = len(made) - 1, made[-1]
         if accepted < len(message.draft):
             self._crop(session, position + accepted, self._epoch + 1)
-        self._next = _Chosen(position + accepted, message.sampling, token, logprob)
-        return Verdict(
+        self._next = Chosen(position + accepted, message.sampling, token, logprob)
+        yield Verdict(
             epoch=message.epoch,
             base=message.base,
             accepted=accepted,
@@ -248,7 +298,7 @@ class HeldSession:
             made += judge(logits, draft, message.sampling, position + 1, seen)
         return made
 
-    def _score(self, session: StageSession, message: Score, seconds: float) -> Scored:
+    def _score(self, session: StageSession, message: Score, seconds: float) -> Replies:
         """As `_verify`."""
         started = time.perf_counter() - seconds
         logprobs, ranks, best_ids, best_logprobs = [], [], [], []
@@ -265,7 +315,7 @@ class HeldSession:
                     logprob = best_logprobs[-1] if is_best else log_probability(row, drafted)
                     logprobs.append(logprob)
                     ranks.append(_rank(row, drafted))
-        return Scored(
+        yield Scored(
             epoch=message.epoch,
             base=message.base,
             logprobs=tuple(logprobs),
@@ -277,7 +327,7 @@ class HeldSession:
             cloud_seconds=time.perf_counter() - started,
         )
 
-    def _generate(self, session: StageSession, message: Generate) -> Iterator[CloudMessage | None]:
+    def _generate(self, session: StageSession, message: Generate) -> Replies:
         self._check(session, message.epoch, message.base)
         if self.wire_format != "ids":
             raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
@@ -321,7 +371,7 @@ class HeldSession:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
+class Chosen:
     """The full model's token at a position."""
 
     position: int

@@ -25,6 +25,8 @@ Tokens: TypeAlias = Generator[EmittedToken | Preview, None, None]
 
 FULL_MODEL = "full model"
 DEEPEST_EXIT = "deepest exit"
+SERVER_EXIT = "edge server"
+"""Its criterion is its own."""
 
 
 def cloud(run: Run) -> Tokens:
@@ -41,6 +43,8 @@ def the_rest(run: Run, client: CloudClient, most: int) -> Generator[EmittedToken
     for token in client.generate(most, sorted(run.stop_ids), run.generation.sampling):
         run.account.cloud_seconds += token.cloud_seconds
         run.count(client)
+        if run.steer is not None:
+            run.steer.token(run, client, token.cloud_seconds)
         run.ids.append(token.token_id)
         yield run.emit(token.token_id, "cloud", math.exp(token.logprob), FULL_MODEL)
 

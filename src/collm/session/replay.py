@@ -61,6 +61,10 @@ class ReplayLog:
         """The format of the rows to come."""
         return self._spans[-1].wire_format
 
+    def ids(self, start: int) -> list[int]:
+        """Those of positions from `start` on."""
+        return self._ids[start:]
+
     def extend(self, ids: Sequence[int], rows: F32 | None) -> None:
         """The next positions: ids, and their rows float32 [n, d] unless token ids travel alone.
 
@@ -129,7 +133,6 @@ class ReplayLog:
             yield encode_append(
                 self._ids[base:until],
                 bytes(span.rows[(base - span.start) * width : (until - span.start) * width]),
-                span.wire_format,
                 epoch=epoch,
                 base=base,
                 settled=settled,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from collm import metrics
@@ -18,8 +18,9 @@ from collm.policy.observation import Criterion, Reading
 from collm.runtime.stage import Stage, StageSession
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
-from collm.session.drafter import Drafter
+from collm.session.drafter import Drafter, Guess
 from collm.session.events import Account, EmittedToken
+from collm.session.pacing import Pacer
 from collm.wire.messages import Verdict
 
 
@@ -28,6 +29,18 @@ class Steer(Protocol):
 
     def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
         """How tokens are to be made from here on; None: as they are."""
+        ...
+
+    def judged(self, guess: Guess, token_id: int) -> None:
+        """The full model has said `token_id` where the exits said `guess`."""
+        ...
+
+    def unusable(self, way: Way) -> None:
+        """That way could not be gone: its blocks could not be loaded."""
+        ...
+
+    def token(self, run: Run, client: CloudClient, cloud_seconds: float) -> None:
+        """The cloud, alone, has made a token."""
         ...
 
 
@@ -49,11 +62,13 @@ class Run:
     """Whether a token ends a sentence."""
     first_cut: int
     """Where the cloud begins: hidden states at this cut go up."""
-    open_client: Callable[[int], CloudClient] | None
-    """Opens a session with the cloud that begins at the given layer."""
+    open_client: Callable[[int, str], CloudClient] | None
+    """Opens a session with the cloud that begins at the given layer, in a wire format."""
     max_positions: int
-    sends_ids: bool = False
-    """Token ids go up instead of hidden states: the cloud begins at layer 0."""
+    wire: str = "f32"
+    """How positions travel."""
+    pacer: Pacer = field(default_factory=Pacer)
+    """Keeps bulk back."""
     steer: Steer | None = None
     """Says how to go on, at every verify boundary."""
     place: Callable[[int, tuple[int, ...] | None], Stage] | None = None
@@ -71,7 +86,7 @@ class Run:
     @property
     def upload_cut(self) -> int:
         """Where the cloud takes over from the edge's last layer, or the first where ids travel."""
-        return 0 if self.sends_ids or self.stage is None else self.stage.layers.stop
+        return 0 if self.wire == "ids" or self.stage is None else self.stage.layers.stop
 
     @property
     def remaining(self) -> int:
@@ -91,7 +106,7 @@ class Run:
                 f"mode {self.generation.mode} needs a cloud; add --cloud HOST:PORT or "
                 "--cloud spawn, or use --mode standalone"
             )
-        return self.open_client(cut)
+        return self.open_client(cut, self.wire)
 
     def drafter(self, session: StageSession, cuts: tuple[int, ...] | None = None) -> Drafter:
         """The exits of `session`, which holds the prompt, under this answer's criterion."""

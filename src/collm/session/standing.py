@@ -6,13 +6,13 @@ It is all that a cloud which lost the session, or another one, has to hear to go
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from collm.config import Sampling
 from collm.session.replay import ReplayLog
 from collm.wire.encoding import encode
-from collm.wire.messages import Verify
+from collm.wire.messages import Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Question:
     """Crops that the cloud has heard of when it answers."""
     may_go_on: bool = False
     """Whether the text may go on before the verdict is there."""
+    may_exit: bool = False
+    """Whether an exit on the way may answer."""
     void: bool = False
     """Known to be refused at its first token: the verdict before named another."""
 
@@ -38,10 +40,17 @@ class Question:
         """Tokens to be judged."""
         return len(self.draft)
 
-    def frame(self, epoch: int) -> bytes:
-        """How it is asked."""
-        message = Verify(epoch=epoch, base=self.base, draft=self.draft, sampling=self.sampling)
-        return encode(message)
+    def frame(self, epoch: int, ids: Sequence[int] = (), *, knows_sampling: bool = False) -> bytes:
+        """How it is asked. ids: of its last positions, which the cloud does not hold yet."""
+        return encode(
+            Ask(
+                epoch=epoch,
+                drafted=self.drafted,
+                token_ids=tuple(ids),
+                sampling=None if knows_sampling else self.sampling,
+                may_exit=self.may_exit,
+            )
+        )
 
 
 class Standing:
@@ -56,6 +65,10 @@ class Standing:
         """Rows from here on may be asked for."""
         self.request: Callable[[], bytes] | None = None
         """Makes the frame of the Score or Generate under way."""
+        self.told_to = 0
+        """Positions from here on, of which only ids travel, go up with the next question."""
+        self.told: Sampling | None = None
+        """The sampling that the cloud has heard of last."""
         self.crops = 0
         """Crops since the cloud last began to hold the text."""
         self._lowest: int | None = None
@@ -91,13 +104,15 @@ class Standing:
     def replay(self, position: int) -> Iterator[bytes]:
         """What a cloud that holds so many positions has to hear."""
         held = position
-        self.crops, self._lowest = 0, None
+        self.crops, self._lowest, self.told = 0, None, None
+        self.told_to = len(self.log)
         self.questions = deque(replace(one, crops=0) for one in self.questions)
         for question in tuple(self.questions):
             end = question.base + question.drafted + 1
             yield from self._frames(held, end)
             held = max(held, end)
             yield question.frame(self.epoch)
+            self.told = question.sampling
         yield from self._frames(held, len(self.log))
         if self.request is not None:
             yield self.request()

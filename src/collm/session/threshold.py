@@ -3,6 +3,7 @@
 The first exit whose word the criterion takes emits the token; where none is taken the cloud
 finishes that one token. Hidden states at the first cut go up in the background from the moment
 they exist, each position once. The cloud runs what it was sent when it is asked, in one batch.
+An edge server on the way may answer from an exit of its own instead of asking further up.
 The text is the exits' and the full model's mixed: what that costs, `collm eval quality` measures.
 
 With a deadline the cloud is asked where it usually answers in time, and no token waits for it
@@ -24,8 +25,8 @@ from collm.errors import CloudAway, LinkTimeout, Unreachable
 from collm.policy.criteria import DEADLINE
 from collm.policy.observation import most_confident
 from collm.session.client import CloudClient
-from collm.session.events import Preview
-from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
+from collm.session.events import EmittedToken, Preview
+from collm.session.modes import FULL_MODEL, SERVER_EXIT, Tokens, answer_of, stage_of
 from collm.session.offline import Offline
 from collm.session.run import Run
 from collm.wire.messages import Verdict
@@ -71,9 +72,9 @@ def threshold(run: Run) -> Tokens:
             if made is None:
                 verdict = yield from cloud.finish(partial(offline.previews, guess))
             if verdict is not None:
-                drafter.learn(guess, verdict.next_token)
-                probability = math.exp(verdict.logprob)
-                token = run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
+                if not verdict.exit_cut:
+                    drafter.learn(guess, verdict.next_token)
+                token = _answered(run, verdict)
             elif made is not None or cloud.is_given_up:
                 made = answer_of(guess)
                 token = run.emit_reading(made.reading, made.by, provisional=cloud.is_given_up)
@@ -91,6 +92,14 @@ def threshold(run: Run) -> Tokens:
             if token.by == DEADLINE:
                 cloud.was_too_slow()
     run.count(client)
+
+
+def _answered(run: Run, verdict: Verdict) -> EmittedToken:
+    """The token of whoever answered: the full model, or an exit of a server on the way."""
+    probability = min(1.0, math.exp(verdict.logprob))
+    if verdict.exit_cut:
+        return run.emit(verdict.next_token, f"server@{verdict.exit_cut}", probability, SERVER_EXIT)
+    return run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
 
 
 class _Cloud:
@@ -165,7 +174,7 @@ class _Cloud:
         self._run.account.rounds += 1
         self._rows, self._run_to = self._client.sent - self._run_to, self._client.sent
         self._asked_at = time.perf_counter()
-        self._client.ask(self._run.generation.sampling)
+        self._client.ask(self._run.generation.sampling, may_exit=True)
 
     def _hear_late(self) -> None:
         if self.is_given_up:

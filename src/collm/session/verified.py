@@ -13,12 +13,13 @@ difference on. Where none comes back the answer's rest is the exits', marked pro
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from collm.config import Way
-from collm.errors import Unreachable
+from collm.errors import LinkError, Unreachable, UsageError
 from collm.policy.observation import Decision, Reading
 from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
@@ -28,6 +29,8 @@ from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of, the_res
 from collm.session.offline import preview
 from collm.session.run import Run
 from collm.wire.messages import Verdict
+
+logger = logging.getLogger(__name__)
 
 _PIECE = 32
 """Rows of a prompt that go up at a time: few enough to overlap, enough to be run well."""
@@ -51,7 +54,10 @@ def verified(run: Run) -> Tokens:
             with run.at_edge():
                 session.append_ids(piece)
                 rows = session.hidden_at(cut, client.sent) if cut else None
+            before = client.bytes_up
             client.append(piece, rows, settled=not is_last)
+            if not is_last:
+                run.pacer.sends(client.bytes_up - before)
         draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
         while draft.room > 0:
             if draft.wanted is not None and not client.outstanding:
@@ -133,6 +139,7 @@ class _Draft:
         if not is_long and len(ids) - self.settled < self.room - 1:
             with run.at_edge():
                 guess = self.guesses[len(ids)] = self.drafter.guess(ids)
+            run.account.guessed += 1
         made = guess.decision if guess is not None else None
         if made is not None and made.reading.token_id not in run.stop_ids:
             self.taken[len(ids)] = made
@@ -219,7 +226,10 @@ class _Draft:
         certain = [*ids[first:end], verdict.next_token]
         for position, token_id in enumerate(certain, first):
             if position in self.guesses:
-                self.drafter.learn(self.guesses.pop(position), token_id)
+                guess = self.guesses.pop(position)
+                self.drafter.learn(guess, token_id)
+                if run.steer is not None:
+                    run.steer.judged(guess, token_id)
         goes_on = ids[end : end + 1] == [verdict.next_token]
         if not goes_on:
             self._go_back(end)
@@ -252,15 +262,21 @@ class _Draft:
             return
         exits = run.exits if way.exits is None else way.exits
         if (way.placement, exits) != (stage_of(run).layers.stop, run.exits):
-            assert run.place is not None  # whoever steers can place
+            assert run.place is not None and run.steer is not None  # whoever steers can place
+            try:
+                stage = run.place(way.placement, way.exits)
+            except (UsageError, LinkError) as error:  # its blocks are not here, nor to be had
+                logger.warning("%d layers cannot be loaded: %s", way.placement, error)
+                run.steer.unusable(way)
+                return
             with run.at_edge():
-                run.stage = run.place(way.placement, way.exits)
+                run.stage = stage
                 run.exits = tuple(run.stage.exits)
                 self.session.close()
                 self.session = run.stage.open()
                 self.session.append_ids(run.ids)
                 self.drafter.move(self.session, run.exits)
-        run.sends_ids = way.wire == "ids"
+        run.wire = way.wire
         client.recut(run.upload_cut, way.wire)
         if run.criterion_at is not None:
             self.drafter.criterion = run.criterion_at(way.threshold)
@@ -276,8 +292,9 @@ class _Draft:
 
     def _write(self, reading: Reading, *, upload: bool = True) -> None:
         """Go on with this token."""
-        if upload and reading.cut == self.run.upload_cut:
-            self._upload()  # the row is there: let it travel while the next one is made
+        run, sent = self.run, self.client.sent
+        if upload and reading.cut == run.upload_cut and len(run.ids) - sent >= run.generation.batch:
+            self._upload()  # the rows are there: let them travel while the next one is made
         self.run.ids.append(reading.token_id)
         self.drafter.write(reading.token_id, reading.confidence, reading.entropy)
         self.session.append_ids([reading.token_id])

@@ -18,7 +18,7 @@ Not covered: compression across rows or positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,6 +104,19 @@ def row_bytes(wire_format: str, hidden: int) -> int:
 def carries_rows(wire_format: str) -> bool:
     """Whether hidden states travel in this format. Raises `ProtocolError` for an unknown one."""
     return _codec(wire_format).row_bytes(1) > 0
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Three bytes each, little-endian. Raises OverflowError for ids that do not fit."""
+    return b"".join(token_id.to_bytes(3, "little") for token_id in ids)
+
+
+def unpack_ids(packed: bytes) -> tuple[int, ...]:
+    """What `pack_ids` was given. Raises `ProtocolError` for half an id."""
+    if len(packed) % 3:
+        raise ProtocolError(f"token ids in {len(packed)} bytes; each takes 3")
+    starts = range(0, len(packed), 3)
+    return tuple(int.from_bytes(packed[at : at + 3], "little") for at in starts)
 
 
 def rows_per_append(wire_format: str, hidden: int, limits: Limits) -> int:

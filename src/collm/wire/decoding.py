@@ -15,13 +15,14 @@ from collm.errors import PromptError, ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
-from collm.wire.codec import carries_rows, decode_rows, row_bytes
+from collm.wire.codec import carries_rows, decode_rows, row_bytes, unpack_ids
 from collm.wire.compression import decompressed
 from collm.wire.messages import (
     ATTACH_MINOR,
     FINISH_REASONS,
     REFUSAL_CODES,
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -70,6 +71,8 @@ def decode_client(
             return _append(envelope.append, limits, wire_format, hidden_size)
         case "verify":
             return _verify(envelope.verify, limits)
+        case "ask":
+            return _ask(envelope.ask, limits)
         case "score":
             return _score(envelope.score, limits)
         case "generate":
@@ -163,7 +166,7 @@ def _hello(body: pb.Hello, limits: Limits) -> Hello:
 
 def _append(body: pb.Append, limits: Limits, wire_format: str, hidden: int) -> Append:
     rows = carries_rows(wire_format)
-    if body.wire_format != wire_format:
+    if body.wire_format not in ("", wire_format):
         raise ProtocolError(
             f"an Append in {body.wire_format[:40]!r}; this session agreed on {wire_format}"
         )
@@ -223,11 +226,25 @@ def _figures(body: pb.Figures, limits: Limits) -> Figures:
 
 
 def _verify(body: pb.Verify, limits: Limits) -> Verify:
+    if body.may_exit and len(body.draft):
+        raise ProtocolError("a draft that an exit may judge; only the full model judges drafts")
     return Verify(
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
         sampling=_sampling(body.sampling, limits),
+        may_exit=body.may_exit,
+    )
+
+
+def _ask(body: pb.Ask, limits: Limits) -> Ask:
+    checks.counted("bytes of token ids", len(body.token_ids), 3 * limits.max_rows_per_append)
+    return Ask(
+        epoch=body.epoch,
+        drafted=checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens),
+        token_ids=unpack_ids(body.token_ids),
+        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+        may_exit=body.may_exit,
     )
 
 
@@ -293,6 +310,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
+        exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
     )
 
 

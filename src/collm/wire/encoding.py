@@ -14,11 +14,12 @@ from google.protobuf.message import EncodeError
 from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
-from collm.wire.codec import carries_rows, encode_rows
+from collm.wire.codec import carries_rows, encode_rows, pack_ids
 from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
     Append,
+    Ask,
     Attach,
     Attached,
     Bye,
@@ -54,7 +55,7 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
     """
     try:
         frame = sealed(_envelope(message, wire_format).SerializeToString())
-    except (ValueError, TypeError, EncodeError) as error:
+    except (ValueError, TypeError, OverflowError, EncodeError) as error:
         raise ProtocolError(f"{type(message).__name__} cannot be encoded: {error}") from error
     return frame
 
@@ -62,7 +63,6 @@ def encode(message: ClientMessage | CloudMessage, wire_format: str = "ids") -> b
 def encode_append(
     ids: Sequence[int],
     payload: bytes,
-    wire_format: str,
     *,
     epoch: int,
     base: int,
@@ -80,7 +80,6 @@ def encode_append(
             epoch=epoch,
             base=base,
             token_ids=ids,
-            wire_format=wire_format,
             rows=payload if squeezed is None else squeezed,
             settled=settled,
             compressed=squeezed is not None,
@@ -102,6 +101,17 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     base=message.base,
                     draft=message.draft,
                     sampling=_sampling(message.sampling),
+                    may_exit=message.may_exit,
+                )
+            )
+        case Ask():
+            return pb.Envelope(
+                ask=pb.Ask(
+                    epoch=message.epoch,
+                    drafted=message.drafted,
+                    token_ids=pack_ids(message.token_ids),
+                    sampling=None if message.sampling is None else _sampling(message.sampling),
+                    may_exit=message.may_exit,
                 )
             )
         case Generate():

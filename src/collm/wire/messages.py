@@ -17,11 +17,14 @@ from collm.config import Sampling
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
 PROTOCOL_MINOR = 4
-"""Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`."""
+"""Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`, 4 `Recut`
+and exits on the way."""
 ATTACH_MINOR = 3
 """From here on a session can be taken up again, and every frame ends with a checksum."""
 RECUT_MINOR = 4
 """From here on a session's cut and wire format may change, and rows may be compressed."""
+EXIT_MINOR = 4
+"""From here on a client may let exits of servers answer; an older one has no such flag."""
 
 REFUSAL_CODES = frozenset(
     {
@@ -96,6 +99,24 @@ class Verify:
     base: int
     draft: tuple[int, ...]
     sampling: Sampling
+    may_exit: bool = False
+    """Whether an exit of a server on the way may answer; with an empty draft only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A `Verify` in few bytes: the last `drafted` positions are the draft.
+
+    token_ids: those at the end that were not appended yet, in a session of wire format `ids`.
+    sampling: None stands for that of the session's last question.
+    """
+
+    epoch: int
+    drafted: int
+    token_ids: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    may_exit: bool = False
+    """As of `Verify`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +224,9 @@ class Verdict:
     logprob: float
     cloud_seconds: float
     logprobs_accepted: tuple[float, ...]
+    exit_cut: int = 0
+    """The exit that chose `next_token`, with `logprob` its confidence's logarithm; 0: the full
+    model. Only for a `Verify` that may exit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +331,7 @@ class Refusal:
 
 
 ClientMessage: TypeAlias = (
-    Hello | Append | Verify | Score | Generate | Crop | Recut | Attach | Heartbeat | Bye
+    Hello | Append | Verify | Ask | Score | Generate | Crop | Recut | Attach | Heartbeat | Bye
 )
 CloudMessage: TypeAlias = (
     Welcome | Verdict | Scored | Token | Finished | Attached | Evicted | Pong | Refusal

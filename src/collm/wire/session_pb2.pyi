@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "append", "verify", "generate", "crop", "heartbeat", "bye", "score", "attach", "recut", "welcome", "verdict", "token", "finished", "pong", "refusal", "scored", "attached", "evicted", "checksum")
+    __slots__ = ("hello", "append", "verify", "generate", "crop", "heartbeat", "bye", "score", "attach", "recut", "ask", "welcome", "verdict", "token", "finished", "pong", "refusal", "scored", "attached", "evicted", "checksum")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     APPEND_FIELD_NUMBER: _ClassVar[int]
     VERIFY_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Envelope(_message.Message):
     SCORE_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     RECUT_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +42,7 @@ class Envelope(_message.Message):
     score: Score
     attach: Attach
     recut: Recut
+    ask: Ask
     welcome: Welcome
     verdict: Verdict
     token: Token
@@ -51,7 +53,7 @@ class Envelope(_message.Message):
     attached: Attached
     evicted: Evicted
     checksum: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., recut: _Optional[_Union[Recut, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., recut: _Optional[_Union[Recut, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "repetition_penalty")
@@ -104,16 +106,32 @@ class Append(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., wire_format: _Optional[str] = ..., rows: _Optional[bytes] = ..., settled: _Optional[bool] = ..., compressed: _Optional[bool] = ...) -> None: ...
 
 class Verify(_message.Message):
-    __slots__ = ("epoch", "base", "draft", "sampling")
+    __slots__ = ("epoch", "base", "draft", "sampling", "may_exit")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAY_EXIT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     draft: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
+    may_exit: bool
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., may_exit: _Optional[bool] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("epoch", "drafted", "token_ids", "sampling", "may_exit")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAY_EXIT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    drafted: int
+    token_ids: bytes
+    sampling: Sampling
+    may_exit: bool
+    def __init__(self, epoch: _Optional[int] = ..., drafted: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., may_exit: _Optional[bool] = ...) -> None: ...
 
 class Generate(_message.Message):
     __slots__ = ("epoch", "base", "max_tokens", "stop_ids", "sampling")
@@ -202,7 +220,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted")
+    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted", "exit_cut")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +228,7 @@ class Verdict(_message.Message):
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     accepted: int
@@ -217,7 +236,8 @@ class Verdict(_message.Message):
     logprob: float
     cloud_seconds: float
     logprobs_accepted: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ...) -> None: ...
+    exit_cut: int
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ..., exit_cut: _Optional[int] = ...) -> None: ...
 
 class Scored(_message.Message):
     __slots__ = ("epoch", "base", "logprobs", "ranks", "best_ids", "best_logprobs", "next_token", "next_logprob", "cloud_seconds")

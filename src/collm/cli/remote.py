@@ -1,0 +1,74 @@
+"""Artifacts that are fetched: what `collm pull` and `collm run ADDRESS` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from collm.cli.progress import byte_bar
+from collm.errors import UsageError
+from collm.link.credentials import ClientSecurity
+from collm.link.source_address import is_source
+from collm.model.artifact import Artifact
+from collm.model.manifest import Manifest
+from collm.session.placed import default_placement, placed_files
+from collm.session.pull import Choose, Pulled, PullSettings, pull
+
+
+def source_addresses(text: str) -> list[str]:
+    """Addresses separated by commas. Raises UsageError."""
+    addresses = [part.strip() for part in text.split(",")]
+    for address in addresses:
+        if not is_source(address):
+            raise UsageError(
+                f"{address[:80]!r}: expected http://HOST:PORT or https://…, where an artifact is "
+                "served (collm cloud ARTIFACT --artifacts HOST:PORT)"
+            )
+    return addresses
+
+
+def placed_choice(mode: str, placement: int | None, exits: Sequence[int] | None) -> Choose:
+    """The files that an edge needs; placement: None for the default of the model."""
+
+    def choose(manifest: Manifest) -> frozenset[str]:
+        placed = default_placement(manifest) if placement is None else placement
+        return placed_files(manifest, mode, placed, exits)
+
+    return choose
+
+
+def pull_shown(addresses: Sequence[str], choose: Choose, settings: PullSettings) -> Pulled:
+    """`pull` with a bar, and warnings, on standard error."""
+    with byte_bar("fetching") as (progress, line):
+        return pull(
+            addresses,
+            choose,
+            settings,
+            progress=progress,
+            warn=lambda text: line(f"warning: {text}"),
+        )
+
+
+def open_artifact(
+    text: str,
+    mode: str,
+    placement: int | None,
+    exits: Sequence[int] | None,
+    cloud: str | None,
+    security: ClientSecurity,
+) -> Artifact:
+    """The artifact folder `text`, or what an edge needs of the artifact at the addresses `text`.
+
+    What is fetched is kept in the user's store. Raises UsageError, LinkError.
+    """
+    if not is_source(text):
+        return Artifact(Path(text))
+    if cloud == "spawn":
+        raise UsageError(
+            "--cloud spawn needs the whole artifact on this machine: fetch it with collm pull "
+            "--all, or name a cloud with --cloud HOST:PORT"
+        )
+    addresses = source_addresses(text)
+    choose = placed_choice(mode, placement, exits)
+    pulled = pull_shown(addresses, choose, PullSettings(security=security))
+    return Artifact(pulled.folder, fetch=pulled.fetch)
