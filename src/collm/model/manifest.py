@@ -178,7 +178,8 @@ class Manifest:
         if data.get("version") != VERSION:
             version = one_line(repr(data.get("version")), 20)
             raise ArtifactError(
-                f"{where}: artifact version {version}, this software reads {VERSION}; build it again"
+                f"{where}: artifact version {version}, this software reads {VERSION}; "
+                "build it again"
             )
         try:
             made = cls._from(data)
