@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from collm.errors import ArtifactError
+from collm.errors import ArtifactError, one_line
 from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
 
@@ -183,15 +183,18 @@ class Manifest:
         if data.get("format") != FORMAT:
             raise ArtifactError(f"{where}: {MANIFEST} is not a CoLLM artifact's")
         if data.get("version") != VERSION:
+            version = one_line(repr(data.get("version")), 20)
             raise ArtifactError(
-                f"{where}: artifact version {data.get('version')!r}, this software reads "
-                f"{VERSION}; build it again"
+                f"{where}: artifact version {version}, this software reads {VERSION}; "
+                "build it again"
             )
         try:
             made = cls._from(data)
+            if not made.name.isprintable():
+                raise ValueError(f"name {made.name!r}")
             fingerprint = made.fingerprint
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{where}: {MANIFEST} is damaged ({error})") from None
+            raise ArtifactError(f"{where}: {MANIFEST} is damaged ({one_line(error)})") from None
         for name in made.files:
             if not _is_inside(name):
                 raise ArtifactError(f"{where}: {MANIFEST} names a file outside ({name!r:.80})")
