@@ -16,6 +16,8 @@ from collm.cli.eval import evaluation
 from collm.cli.eval_policy import eval_policy_command
 from collm.cli.info import info_command
 from collm.cli.link import link_command
+from collm.cli.plan import plan_command
+from collm.cli.profile import probe_command, profile_command
 from collm.cli.pull import pull_command
 from collm.cli.run import run_command
 from collm.cli.synthesize import synthesize_command
@@ -39,6 +41,9 @@ app.command("pull")(pull_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
 app.command("link")(link_command)
+app.command("profile")(profile_command)
+app.command("probe")(probe_command)
+app.command("plan")(plan_command)
 app.command("demo")(demo_command)
 app.command("synthesize")(synthesize_command)
 app.command("tune")(tune_command)

@@ -55,6 +55,8 @@ __all__ = [
 
 LOSSLESS_WIRES: Final = frozenset({"ids", "f32"})
 """Formats in which the cloud sees what the edge has."""
+_LONG_ROWS: Final = 128
+"""Rows of one call, where a prompt is run in long ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +120,17 @@ def memory_bytes(candidate: Candidate, world: World) -> int:
     blocks = device.bounds.index(candidate.placement)
     whole = blocks == len(device.block_bytes)
     need += device.stage_bytes + sum(device.block_bytes[:blocks])
+    if candidate.mode != "verified" or whole:  # verified runs a prompt in short pieces
+        rows = min(1.0, world.context / _LONG_ROWS)
+        need += int(rows * sum(device.prefill_bytes[:blocks]))
     need += sum(device.exit_bytes[cut] for cut in candidate.exits)
     heads = {device.exit_heads[cut] for cut in candidate.exits} | ({"full"} if whole else set())
     need += sum(device.head_bytes[name] for name in heads)
     # An exit's adapter has a layer of keys and values of its own, as large as one of the model's.
     layer = max((kv // n for kv, n in zip(device.kv_bytes, _spans(device), strict=True)), default=0)
     kv = sum(device.kv_bytes[:blocks]) + len(candidate.exits) * layer
-    rows = (1 + len(candidate.exits)) * device.row_bytes
-    return need + world.context * (kv + rows)
+    states = (1 + len(candidate.exits)) * device.row_bytes
+    return need + world.context * (kv + states)
 
 
 def is_lossless(candidate: Candidate) -> bool:

@@ -10,12 +10,13 @@ Not covered: artifacts with other weights in one search; plan each, and compare.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from collm.errors import UsageError
 from collm.policy.cost_model import (
+    LOSSLESS_WIRES,
     Candidate,
     Model,
     Prediction,
@@ -24,10 +25,15 @@ from collm.policy.cost_model import (
     memory_bytes,
 )
 
+MODES: Final = ("cloud", "verified", "threshold", "standalone")
+"""Those that can be planned."""
 OBJECTIVES: Final = ("latency", "cloud-cost", "energy", "bytes")
-THRESHOLDS: Final = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-DRAFTS: Final = (2, 4, 8, 16)
-AHEAD: Final = (None, 0.0, 0.3)
+DRAFTED: Final = (0.2, 0.4, 0.6, 0.8)
+"""Thresholds where the cloud judges what exits say: finer steps change little."""
+ANSWERED: Final = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Thresholds where what exits say is final."""
+DRAFTS: Final = (2, 4, 8)
+AHEAD: Final = (None, 0.0)
 _ALIKE: Final = 1.03
 """Plans that differ by less are as good, and the simpler one is taken."""
 _EPSILON: Final = 1e-12
@@ -42,7 +48,12 @@ class Wish:
     """The edge's process may take so much; None: what its profile says."""
     quality: float | None = None
     """Share of tokens that have to be the full model's; None: all, and that for certain."""
-    modes: tuple[str, ...] = ("cloud", "verified", "threshold", "standalone")
+    modes: tuple[str, ...] = MODES
+    exits: tuple[int, ...] | None = None
+    """Use just these; None: whatever is best, as with what follows."""
+    wire: str | None = None
+    threshold: float | None = None
+    draft: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -51,6 +62,9 @@ class Wish:
             )
         if self.quality is not None and not 0 < self.quality <= 1:
             raise UsageError(f"quality {self.quality:g}: expected lossless, or a share up to 1")
+        if not self.modes or not set(self.modes) <= set(MODES):
+            given = ", ".join(self.modes) or "none"
+            raise UsageError(f"modes {given}: a plan can be of {', '.join(MODES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,49 +109,42 @@ def candidates(world: World, wish: Wish) -> Iterator[Candidate]:
     """All of them, whether they may be chosen or not."""
     device = world.device
     layers, threads = device.bounds[-1], device.best_threads
-    has_cloud = world.link is not None and world.cloud is not None and bool(world.cloud.costs)
-    if has_cloud and "cloud" in wish.modes:
+    begins: Collection[int] = ()
+    if world.link is not None and world.cloud is not None and 0 in world.cloud.costs:
+        begins = world.cloud.costs
+    if begins and "cloud" in wish.modes:
         yield Candidate(mode="cloud", threads=threads)
     if "verified" in wish.modes:
         yield Candidate(mode="verified", placement=layers, threads=threads)
-    for exits in _exits_in_use(world):
-        for threshold in THRESHOLDS:
+    for exits in _exits_in_use(world) if wish.exits is None else [wish.exits]:
+        for threshold in ANSWERED if wish.threshold is None else (wish.threshold,):
+            alone = Candidate(
+                mode="standalone",
+                placement=exits[-1],
+                exits=exits,
+                threshold=threshold,
+                threads=threads,
+            )
             if "standalone" in wish.modes:
-                yield Candidate(
-                    mode="standalone",
-                    placement=exits[-1],
-                    exits=exits,
-                    threshold=threshold,
-                    threads=threads,
-                )
-            if has_cloud:
-                yield from _with_a_cloud(world, wish, exits, threshold, threads)
+                yield alone
+            if "threshold" in wish.modes:
+                for wire in _wires(world, wish):
+                    if (0 if wire == "ids" else exits[0]) in begins:
+                        yield replace(alone, mode="threshold", wire=wire)
+        if begins and "verified" in wish.modes:
+            yield from _verified(world, wish, exits, begins)
 
 
-def _with_a_cloud(
-    world: World, wish: Wish, exits: tuple[int, ...], threshold: float, threads: int
+def _verified(
+    world: World, wish: Wish, exits: tuple[int, ...], begins: Collection[int]
 ) -> Iterator[Candidate]:
-    assert world.cloud is not None
-    begins = world.cloud.costs
-    for wire in world.frames.rows:
-        if wire not in ("ids", "f32") and wish.quality is None:
-            continue
-        base = Candidate(
-            mode="threshold",
-            placement=exits[-1],
-            exits=exits,
-            wire=wire,
-            threshold=threshold,
-            threads=threads,
-        )
-        if "threshold" in wish.modes and (0 if wire == "ids" else exits[0]) in begins:
-            yield base
-        if "verified" not in wish.modes:
-            continue
+    thresholds = DRAFTED if wish.threshold is None else (wish.threshold,)
+    drafts = DRAFTS if wish.draft is None else (wish.draft,)
+    for wire in _wires(world, wish):
         # Ids need no layer beyond the deepest exit; rows may come from any cut that has it.
         inner = [cut for cut in world.device.bounds[:-1] if cut >= exits[-1] and cut in begins]
         for placement in [exits[-1]] if wire == "ids" else inner:
-            for draft, ahead in itertools.product(DRAFTS, AHEAD):
+            for threshold, draft, ahead in itertools.product(thresholds, drafts, AHEAD):
                 yield Candidate(
                     mode="verified",
                     placement=placement,
@@ -146,8 +153,15 @@ def _with_a_cloud(
                     threshold=threshold,
                     draft=draft,
                     ahead=ahead,
-                    threads=threads,
+                    threads=world.device.best_threads,
                 )
+
+
+def _wires(world: World, wish: Wish) -> list[str]:
+    """Those that do not change what the cloud sees, unless less than all is wanted."""
+    if wish.wire is not None:
+        return [wish.wire]
+    return [w for w in world.frames.rows if w in LOSSLESS_WIRES or wish.quality is not None]
 
 
 def _exits_in_use(world: World) -> list[tuple[int, ...]]:

@@ -89,6 +89,7 @@ def _device(data: Mapping[str, Any]) -> DeviceProfile:
             _text(name): _whole(size, _MOST_BYTES)
             for name, size in _mapping(data["head_bytes"]).items()
         },
+        prefill_bytes=_sizes(data["prefill_bytes"], blocks),
         kv_bytes=_sizes(data["kv_bytes"], blocks),
         row_bytes=_whole(data["row_bytes"], 4 * DEFAULT_LIMITS.max_hidden_size),
         watts=_number(data["watts"], 1e5),

@@ -105,6 +105,8 @@ class DeviceProfile:
     exit_heads: Mapping[int, str]
     """Name of the head that an exit uses."""
     head_bytes: Mapping[str, int]
+    prefill_bytes: tuple[int, ...] = ()
+    """Of each block, beside its own, once it has run 128 rows in one call."""
     kv_bytes: tuple[int, ...]
     """Of one position's keys and values in each block."""
     row_bytes: int

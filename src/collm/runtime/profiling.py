@@ -53,11 +53,14 @@ Call = Callable[[int], object]
 _BLOCK_ROWS = (1, 2, 4, 8, 16, 32, 128)
 _EXIT_ROWS = (1, 2, 8, 32, 128)
 _HEAD_ROWS = (1, 2, 8, 32)
+_PIECE = 32
+"""Rows of a prompt that go through at a time where the cloud verifies."""
 _PAST = 128
 """Positions that a block has behind it when it is timed."""
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
-_CODE_SHARE = 0.5
-"""Of the pages of code and files that a process has touched: the rest can be dropped."""
+_CODE_SHARE = 0.2
+"""Of the pages of code and files that a process has touched: what it goes on using. The others can
+be dropped, and a control group counts none that others brought in."""
 _TALK_BYTES = 8 * 10**6
 """What a link to a cloud takes, with its threads and buffers."""
 _ACCEPTANCE = "acceptance.safetensors"
@@ -128,6 +131,7 @@ def measure_device(
     tried = list(threads or _doubling(limits.most_threads))
     costs: list[ThreadCosts] = []
     held: dict[str, int] = {}
+    prefill: dict[str, int] = {}
     missing: set[str] = set()
     for number, count in enumerate(tried):
         found = _Found(artifact, count, is_stopped=limits.quota > 0)
@@ -136,6 +140,7 @@ def measure_device(
         found.measure(budget / len(tried))
         for name, size in found.held.items():
             held.setdefault(name, size)
+        prefill = prefill or found.prefill
         missing |= found.missing
         costs.append(found.costs())
         if threads is None and len(costs) > 1:
@@ -172,6 +177,7 @@ def measure_device(
             name: max(_size(artifact, head.graph), held.get(head.graph, 0))
             for name, head in manifest.heads.items()
         },
+        prefill_bytes=tuple(prefill.get(block.graph, 0) for block in manifest.blocks),
         kv_bytes=tuple(span * position for span in spans),
         row_bytes=4 * arch.hidden_size,
         battery=after.battery,
@@ -193,6 +199,7 @@ class _Found:
         self._known: dict[str, RowCost] = {}
         self._heads: dict[str, Head] = {}
         self.held: dict[str, int] = {}
+        self.prefill: dict[str, int] = {}
         self.missing: set[str] = set()
 
     def measure(self, budget: float) -> None:
@@ -271,14 +278,16 @@ class _Found:
         before = held_memory()
         chain = backend.chain(self._artifact.graph(graph), self._artifact.architecture)
         cache = chain.new_cache()
+        chain.run(self._rows(_PIECE), cache, 0)
+        held = held_memory() - before - cache.bytes
         chain.run(self._rows(_PAST), cache, 0)
+        self.prefill.setdefault(graph, max(0, held_memory() - before - cache.bytes - held))
         rows = {count: self._rows(count) for count in _BLOCK_ROWS}
 
         def call(count: int) -> object:
             return chain.run(rows[count], cache, _PAST)
 
-        call(2)
-        return call, max(0, held_memory() - before)
+        return call, max(0, held)
 
     def _model_head(self, backend: OnnxBackend, graph: str) -> tuple[Call, int]:
         head = self._head(backend, "full")
@@ -304,22 +313,22 @@ class _Found:
     def _exit(self, entry: ExitEntry, backend: OnnxBackend, _name: str) -> tuple[Call, int]:
         """Asking it with so many positions pending."""
         shared = self._head(backend, entry.head)
-        before = held_memory()
-        exit_head = ExitHead(self._artifact, entry, backend, shared)
         buffers = [
             RowBuffer(self._artifact.architecture.hidden_size) for _ in (entry.cut, *entry.feed)
         ]
         for buffer in buffers:
             buffer.append(self._rows(_PAST + max(_EXIT_ROWS)))
-        session = ExitSession(exit_head, buffers)
+        before = held_memory()
+        session = ExitSession(ExitHead(self._artifact, entry, backend, shared), buffers)
+        session.result(_PIECE)
+        held = held_memory() - before - session.cache.bytes
         session.result(_PAST)
 
         def call(count: int) -> object:
             session.crop(_PAST)
             return session.result(_PAST + count)
 
-        call(1)
-        return call, max(0, held_memory() - before)
+        return call, max(0, held)
 
     def _time(self, parts: Sequence[_Part], budget: float) -> None:
         """In turns, as a token runs through them; many rows less often than few."""

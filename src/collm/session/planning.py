@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
 
-from collm.config import Generation, Sampling
-from collm.errors import UsageError
+from collm.config import Sampling
+from collm.errors import ArtifactError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.artifact import Artifact
+from collm.policy.coherence import CoherenceTracker
 from collm.policy.cost_model import Candidate, FrameBytes
+from collm.policy.criteria import Confidence
 from collm.policy.profile_json import device_from_json, device_to_json
 from collm.policy.profiles import Acceptance, CloudProfile, DeviceProfile, RowCost
 from collm.runtime.acceptance import find_acceptance, keep_acceptance, record_acceptance
 from collm.runtime.hardware import held_memory, usable_memory
 from collm.runtime.profiling import measure_device, profile_key
-from collm.session.edge import Edge
+from collm.runtime.stage import Stage
+from collm.session.costs import Costs
+from collm.session.drafter import Drafter
 from collm.wire.codec import WIRE_FORMATS, row_bytes
 from collm.wire.encoding import encode
 from collm.wire.handshake import hello_of
@@ -185,26 +190,51 @@ def way_words(candidate: Candidate, layers: int) -> list[str]:
     return words
 
 
+class _Noted(Costs):
+    """Keeps what the last exit took, layers included."""
+
+    last = 0.0
+
+    def exit_took(self, cut: int, seconds: float, rows: int) -> None:
+        self.last = seconds
+
+
 def _step_seconds(artifact: Artifact, device: DeviceProfile) -> float:
-    """What a token costs beside its layers and its exit: measured with the shallowest exit."""
-    manifest = artifact.manifest
-    entry = next((e for e in manifest.exits if e.cut == device.bounds[1] and not e.feed), None)
-    entry = entry or next((e for e in manifest.exits if e.cut < device.bounds[-1]), None)
-    if entry is None or any(str(entry.cut) in note.split() for note in device.notes):
+    """What a token costs beside its layers and its exit: a loop of drafts with the first exit.
+
+    0 where there is none, or its blocks are not all here.
+    """
+    entry = next((e for e in artifact.manifest.exits if e.cut < device.bounds[-1]), None)
+    if entry is None:
         return 0.0
-    blocks = device.bounds.index(entry.cut)
-    if any(block.graph in note for block in manifest.blocks[:blocks] for note in device.notes):
+    try:
+        stage = Stage(artifact, range(entry.cut), exits=(entry.cut,))
+    except ArtifactError:
         return 0.0
-    threads = device.costs[0].threads
-    edge = Edge(
-        artifact, mode="standalone", placement=entry.cut, exits=(entry.cut,), threads=threads
+    noted, session = _Noted(), stage.open()
+    drafter = Drafter(
+        session,
+        (entry.cut,),
+        Confidence(1.0),
+        Sampling(),
+        tracker=CoherenceTracker(is_boundary=lambda _: False),
+        costs=noted,
     )
-    how = Generation(mode="standalone", threshold=1.0, max_tokens=_STEPS, ignore_eos=True)
-    vocabulary = artifact.architecture.vocab_size
-    answer = edge.answer([min(3, vocabulary - 1)] * 8, how).finish()
-    costs = device.costs[0]
-    own = sum(cost.at(1) for cost in costs.blocks[:blocks]) + costs.exits[entry.cut].at(1)
-    return max(0.0, statistics.median(answer.token_seconds[2:] or [own]) - own)
+    ids = [1] * 8
+    session.append_ids(ids)
+    drafter.read_prompt(ids)
+    beside: list[float] = []
+    for _ in range(_STEPS):
+        session.run(entry.cut)  # the layers are not what is measured
+        started = time.perf_counter()
+        guess = drafter.guess(ids)
+        drafter.write(1, 0.5, 1.0)
+        drafter.learn(guess, 1)
+        ids.append(1)
+        session.append_ids([1])
+        beside.append(time.perf_counter() - started - noted.last)
+    session.close()
+    return max(0.0, statistics.median(beside))
 
 
 def _write(path: Path, text: str) -> None:
