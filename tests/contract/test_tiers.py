@@ -135,7 +135,7 @@ class Split:
 @pytest.mark.parametrize("wires", [("f32", "f32"), ("f16", "int8")])
 def test_threshold_over_three_tiers(build: Build, wires: tuple[str, str]) -> None:
     """Device, server and cloud each answer what the one before was not sure of."""
-    sources = set()
+    sources, before = set(), _answered("exit@2")
     for there in (0.08, 0.14):
         tiers = build(exits=(2, 3), criterion=f"confidence:{there}", wire=wires[1])
         edge = tiers.edge("threshold", 1, wire=wires[0])
@@ -144,7 +144,13 @@ def test_threshold_over_three_tiers(build: Build, wires: tuple[str, str]) -> Non
             expected = list(Split(tiers.artifact, (2, 3), wires).text(here, there, 30))
             assert [(t.token_id, t.source) for t in account.tokens] == expected
             sources |= account.sources.keys()
+            before += account.sources.get("server@2", 0)
+            assert _answered("exit@2") == before
     assert sources == {"exit@1", "server@2", "server@3", "cloud"}
+
+
+def _answered(by: str) -> float:
+    return REGISTRY.get_sample_value("collm_answered_total", {"by": by}) or 0.0
 
 
 def test_a_server_that_is_never_sure_is_as_good_as_none(build: Build) -> None:

@@ -75,7 +75,8 @@ def cloud_link(
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
             addresses = [stack.enter_context(spawned).address]
         check_token_stays_secret(addresses, security)
-        prober = Prober(addresses, DEFAULT_LIMITS, security) if route == "measured" else None
+        is_measured = route == "measured" and len(addresses) > 1
+        prober = Prober(addresses, DEFAULT_LIMITS, security) if is_measured else None
         yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
