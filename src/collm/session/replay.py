@@ -52,8 +52,8 @@ class ReplayLog:
         return len(self._ids)
 
     @property
-    def bytes(self) -> int:
-        """Of the rows held."""
+    def held_bytes(self) -> int:
+        """Of the rows."""
         return sum(len(span.rows) for span in self._spans)
 
     @property
