@@ -208,16 +208,19 @@ def run_command(
         if metrics:
             stack.enter_context(metrics_server(metrics))
         linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
-        edge = Edge(
-            opened,
-            mode=mode,
-            placement=placed,
-            exits=chosen,
-            threads=cores,
-            connect=linked,
-            wire=wire,
-            first_cut=first_cut,
-            begin_offline=begin_offline,
+        edge = stack.enter_context(
+            Edge(
+                opened,
+                mode=mode,
+                placement=placed,
+                exits=chosen,
+                threads=cores,
+                connect=linked,
+                wire=wire,
+                first_cut=first_cut,
+                begin_offline=begin_offline,
+                probe=True,
+            )
         )
         edge.criterion(generation)
         model_bytes = psutil.Process().memory_info().rss - before

@@ -18,7 +18,7 @@ from functools import partial
 from collm.config import Generation
 from collm.errors import PlacementError, PromptError, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
 from collm.link.dialer import Dialer
 from collm.model.artifact import Artifact, check_placement
@@ -35,6 +35,7 @@ from collm.session.pacing import Pacer
 from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
 from collm.session.pressure import Pressure
+from collm.session.probing import Prober
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
 from collm.session.steering import LOSSLESS, Steering, auto, ways_of
@@ -53,7 +54,7 @@ _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
 }
 
 
-class Edge:
+class Edge(Closing):
     """Loads what `mode` and `placement` need, and nothing else.
 
     placement: layers on this device, a cut, 0 or all of them. exits: cuts whose exits are
@@ -64,6 +65,7 @@ class Edge:
     mode `auto` does, and may leave all to the cloud.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
+    probe: where something is left to measurements, also look at the link in the background.
     clock: what waits for the cloud are measured with.
     Raises PlacementError, ArtifactError, PromptError.
     """
@@ -82,6 +84,7 @@ class Edge:
         begin_offline: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
+        probe: bool = False,
     ) -> None:
         if wire not in (*WIRE_FORMATS, "auto"):
             raise PromptError(
@@ -111,6 +114,8 @@ class Edge:
                 with_cloud=mode == "auto",
                 pressure=Pressure(artifact.manifest, placements) if placements else None,
             )
+            if probe and connect is not None:
+                self.steering.prober = Prober(connect, limits=limits)
         self.wire = "f32" if wire == "auto" else wire
         self.first_cut = self._first_cut(first_cut)
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
@@ -207,6 +212,11 @@ class Edge:
         )
         self.stage, self.placement, self.exits = stage, placement, tuple(stage.exits)
         return stage
+
+    def close(self) -> None:
+        """End what runs in the background; answers may still be asked for. Idempotent."""
+        if self.steering is not None and self.steering.prober is not None:
+            self.steering.prober.close()
 
     def _criterion_at(self, threshold: float) -> Criterion:
         return self.criterion(Generation(threshold=threshold))
