@@ -42,7 +42,7 @@ from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
-from collm.link.prober import Prober
+from collm.link.route_prober import RouteProber
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
@@ -76,7 +76,7 @@ def cloud_link(
             addresses = [stack.enter_context(spawned).address]
         check_token_stays_secret(addresses, security)
         is_measured = route == "measured" and len(addresses) > 1
-        prober = Prober(addresses, DEFAULT_LIMITS, security) if is_measured else None
+        prober = RouteProber(addresses, DEFAULT_LIMITS, security) if is_measured else None
         yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
