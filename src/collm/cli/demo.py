@@ -14,6 +14,7 @@ from rich.text import Text
 
 from collm.cli.build import build_artifact
 from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count
+from collm.cli.prompts import PROMPTS as PROMPTS
 from collm.cli.run import cloud_link
 from collm.cli.show import Palette, PiecePrinter, kilobytes, plain_table
 from collm.config import Generation
@@ -22,12 +23,6 @@ from collm.model.artifact import Artifact
 from collm.model.exits import shipped_exits, stem_of
 from collm.session.edge import Edge
 from collm.session.events import Account
-
-PROMPTS = (
-    "Why is the sky blue? Answer in two sentences.",
-    "List five things to pack for a day at the beach.",
-    "Write a short Python function that returns the factorial of n.",
-)
 
 
 def demo_command(

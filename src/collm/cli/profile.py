@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from collm.cli.demo import PROMPTS
 from collm.cli.options import JsonOption
 from collm.cli.progress import counting_bar
-from collm.cli.prompts import prompt_ids, read_prompts, record_ids
+from collm.cli.prompts import RECORDED, prompt_ids, read_prompts, record_ids
 from collm.cli.security import (
     CaOption,
     CertOption,
@@ -31,7 +30,7 @@ from collm.policy.profiles import Acceptance, DeviceProfile, LinkProfile
 from collm.session.planning import acceptance, device_profile
 from collm.session.probing import Probed, probe
 
-RECORDED_TOKENS = 48
+RECORDED_TOKENS = 40
 
 
 def profile_command(
@@ -115,7 +114,7 @@ def probe_command(
 def recorded_prompts(artifact: Artifact, extra: Path | None) -> list[list[int]]:
     """The built-in prompts and the user's own, as ids."""
     tokenizer = artifact.tokenizer()
-    made = [prompt_ids(tokenizer, prompt, raw=False) for prompt in PROMPTS]
+    made = [prompt_ids(tokenizer, prompt, raw=False) for prompt in RECORDED]
     if extra is not None:
         made += [record_ids(tokenizer, record, raw=False) for record in read_prompts(extra)]
     return made

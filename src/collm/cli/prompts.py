@@ -9,6 +9,20 @@ from collm.errors import PromptError
 from collm.model.tokenizer import Tokenizer
 from collm.tune.texts import json_lines
 
+PROMPTS = (
+    "Why is the sky blue? Answer in two sentences.",
+    "List five things to pack for a day at the beach.",
+    "Write a short Python function that returns the factorial of n.",
+)
+"""What demos and benchmarks ask."""
+RECORDED = (
+    "How do I make a good cup of tea?",
+    "Explain what a computer network is to a child.",
+    "Write a short story about a lost dog.",
+    "What is the difference between a list and a tuple in Python?",
+)
+"""What is asked when exits' words are recorded for plans: other things than in benchmarks."""
+
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, *, raw: bool) -> list[int]:
     """A single prompt: a user's message where the model has a chat template, unless `raw`."""

@@ -14,6 +14,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from collm.cli.auto import Asked, AutoPlan, given_options
 from collm.cli.explain import explain_ways
 from collm.cli.options import (
     CriterionOption,
@@ -49,6 +50,8 @@ from collm.session.edge import Answer, Edge
 from collm.session.events import Account
 from collm.session.placed import default_placement as default_placement
 
+_CONTEXT = 256
+"""Positions of a prompt that a plan leaves room for."""
 _ROUTES = ("order", "measured")
 
 
@@ -81,6 +84,7 @@ def cloud_link(
 
 
 def run_command(
+    context: typer.Context,
     artifact: Annotated[
         str,
         typer.Argument(help="The artifact folder, or addresses to fetch what is needed from."),
@@ -115,7 +119,10 @@ def run_command(
     key: KeyOption = None,
     token_file: TokenFileOption = None,
     placement: Annotated[
-        int | None, typer.Option(help="Layers on the edge: a cut, 0, or all of them.")
+        str | None,
+        typer.Option(
+            help="Layers on the edge: a cut, 0, or all of them; auto: what collm plan finds best."
+        ),
     ] = None,
     exits: Annotated[
         str | None, typer.Option(help="Exits in use, such as 5,15; default: all on the edge.")
@@ -201,13 +208,26 @@ def run_command(
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
     chosen = None if exits is None else numbers("--exits", exits)
-    opened = open_artifact(artifact, mode, placement, chosen, cloud, security)
-    placed = default_placement(opened.manifest) if placement is None else placement
+    layers = None if placement in (None, "auto") else numbers("--placement", placement or "")[0]
+    opened = open_artifact(artifact, mode, layers, chosen, cloud, security)
+    placed = default_placement(opened.manifest) if layers is None else layers
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         if metrics:
             stack.enter_context(metrics_server(metrics))
         linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
+        auto: AutoPlan | None = None
+        if placement == "auto":
+            asked = Asked(
+                generation=generation,
+                exits=None if chosen is None else tuple(chosen),
+                wire=wire,
+                threads=threads,
+                given=given_options(context),
+            )
+            auto = stack.enter_context(AutoPlan(opened, linked, asked, _CONTEXT + max_tokens))
+            generation, mode, placed = auto.generation(), auto.mode, auto.way.placement
+            chosen, cores, wire = list(auto.way.exits) or None, auto.way.threads, auto.way.wire
         edge = stack.enter_context(
             Edge(
                 opened,
@@ -224,7 +244,9 @@ def run_command(
         )
         edge.criterion(generation)
         model_bytes = psutil.Process().memory_info().rss - before
-        for record in records:
+        for number, record in enumerate(records):
+            if auto is not None and number:
+                generation = auto.generation()
             answer = edge.answer(record_ids(edge.tokenizer, record, raw=raw), generation)
             if as_json:
                 report = account_json(answer.finish(), edge, model_bytes)

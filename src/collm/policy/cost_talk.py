@@ -43,7 +43,7 @@ class FrameBytes:
 
     append: int = 40
     """Without its ids and rows."""
-    verify: int = 60
+    ask: int = 20
     verdict: int = 50
     token: int = 45
     session: int = 400
@@ -126,6 +126,8 @@ class _Talk:
         self.cut = first_cut(scene.how)
         self.row_bytes = scene.frames.rows[scene.how.wire] + scene.frames.per_id
         self.told = Told(tokens=scene.tokens)
+        self.held = 0
+        """Bytes of ids that go up with the next question."""
         self.sent = self.run = 0
         """Positions that went up; positions that the cloud has run."""
         self.up_free = self.cloud_free = 0.0
@@ -142,14 +144,25 @@ class _Talk:
         self.up_free = max(self.up_free, self.clock.now) + takes
         return self.up_free + self.link.round_trip / 2
 
-    def append(self, end: int) -> float:
-        """Rows up to position `end`, made where they have not been; when they are in the cloud."""
+    def append(self, end: int, *, settled: bool = False) -> float:
+        """Rows up to position `end`, made where they have not been; when they are in the cloud.
+
+        Ids that may still be taken back go with the question.
+        """
         if end <= self.sent:
             return 0.0
         if self.cut:
             self.edge.run(self.cut, end)
         rows, self.sent = end - self.sent, end
+        if not (self.cut or settled):
+            self.held += rows * self.row_bytes
+            return 0.0
         return self.send(self.frames.append + rows * self.row_bytes)
+
+    def ask(self) -> float:
+        """A question goes up; when it is in the cloud."""
+        held, self.held = self.held, 0
+        return self.send(self.frames.ask + held)
 
     def judge(self, arrival: float, heads: int) -> float:
         """The cloud runs what it was sent and says its word; when that is here."""
@@ -182,7 +195,7 @@ class Threshold(_Talk):
                 self.edge.ask(cut, n)
             if not says.taken[i]:
                 self.append(n)
-                arrival = self.send(self.frames.verify)
+                arrival = self.ask()
                 self.clock.wait_for(self.judge(arrival, 1))
             self.clock.compute(self.step)
             if not i:
@@ -208,7 +221,7 @@ class Verified(_Talk):
     def play(self) -> Told:
         """To the end of the text."""
         for end in range(PIECE, self.prompt + PIECE, PIECE):
-            arrival = self.append(min(end, self.prompt))
+            arrival = self.append(min(end, self.prompt), settled=end < self.prompt)
             if end < self.prompt:  # settled: the cloud runs it at once
                 seconds = self.rows[self.sent - self.run]
                 self.cloud_free = max(self.cloud_free, arrival) + seconds
@@ -266,7 +279,7 @@ class Verified(_Talk):
         """Everything written; a draft after a wrong one is never run."""
         first, end, self.asked = self.asked, self.written, self.written
         self.append(self.prompt + end)
-        arrival = self.send(self.frames.verify + self.frames.per_id * (end - first))
+        arrival = self.ask()
         void = bool(self.questions) and self.wrong is not None and self.wrong <= first
         here = math.inf if void else self.judge(arrival, end - first + 1)
         self.questions.append((first, end, here))

@@ -124,13 +124,14 @@ def find_acceptance(artifact: Artifact, elsewhere: Path) -> Acceptance | None:
 
     Raises UsageError for a file that is damaged.
     """
-    fresh = Artifact(artifact.folder)
+    is_listed = ACCEPTANCE in artifact.manifest.files
+    fresh = artifact if is_listed else Artifact(artifact.folder)  # recorded since, perhaps
     candidates = [elsewhere]
     if ACCEPTANCE in fresh.manifest.files:
         try:
             candidates.insert(0, fresh.path(ACCEPTANCE))
         except ArtifactError:
-            pass  # not fetched, or one that an interrupted recording left
+            pass  # not to be had, or one that an interrupted recording left
     for path in candidates:
         if not path.is_file():
             continue

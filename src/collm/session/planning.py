@@ -34,9 +34,9 @@ from collm.runtime.stage import Stage
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter
 from collm.wire.codec import WIRE_FORMATS, row_bytes
-from collm.wire.encoding import encode
+from collm.wire.encoding import encode, encode_append
 from collm.wire.handshake import hello_of
-from collm.wire.messages import Append, Bye, Generate, Token, Verdict, Verify, Welcome
+from collm.wire.messages import Ask, Bye, Generate, Token, Verdict, Welcome
 
 Progress = Callable[[str, int, int], None]
 
@@ -138,8 +138,8 @@ def cloud_like(device: DeviceProfile, artifact: Artifact) -> CloudProfile:
 def frame_bytes(hidden: int) -> FrameBytes:
     """Sizes of real frames, in the midst of an answer."""
     greedy, at = Sampling(), 500
-    append = Append(epoch=3, base=at, token_ids=(1,), rows=None)
-    verify = Verify(epoch=3, base=at, draft=(), sampling=greedy)
+    append = encode_append([1], b"", epoch=3, base=at, settled=False)
+    ask = Ask(epoch=3, drafted=3)
     verdict = Verdict(
         epoch=3,
         base=at,
@@ -162,8 +162,8 @@ def frame_bytes(hidden: int) -> FrameBytes:
     hello = hello_of("collm 0.0", "0" * 64, 15, "f32")
     session = sum(len(encode(one)) for one in (hello, welcome, generate, Bye()))
     return FrameBytes(
-        append=len(encode(append)) - 4,
-        verify=len(encode(verify)),
+        append=len(append) - 4,
+        ask=len(encode(ask)),
         verdict=len(encode(verdict)),
         token=len(encode(token)),
         session=session,
