@@ -22,6 +22,7 @@ from collm.cli.options import (
     MetricsOption,
     ThreadsOption,
     WireOption,
+    layer_count,
     numbers,
     thread_count,
 )
@@ -208,7 +209,7 @@ def run_command(
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
     chosen = None if exits is None else numbers("--exits", exits)
-    layers = None if placement in (None, "auto") else numbers("--placement", placement or "")[0]
+    layers = None if placement in (None, "auto") else layer_count("--placement", placement or "")
     opened = open_artifact(artifact, mode, layers, chosen, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
