@@ -34,7 +34,7 @@ from collm.cli.security import (
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PromptError
+from collm.errors import PlacementError, PromptError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
@@ -110,6 +110,14 @@ def run_command(
     ] = 0.6,
     criterion: CriterionOption = "",
     wire: WireOption = "f32",
+    draft_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Mode verified: draft with this path of collm compress, load no block and send "
+            "token ids only; the text is the full model's all the same.",
+        ),
+    ] = None,
     first_cut: Annotated[
         int | None,
         typer.Option(help="Where the cloud begins in mode threshold; default: the first exit."),
@@ -180,7 +188,10 @@ def run_command(
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
     opened = Artifact(artifact)
-    placed = default_placement(opened.manifest) if placement is None else placement
+    if draft_path is not None and exits is not None:
+        raise PlacementError("--draft-path brings its own exit; leave out --exits")
+    usual = 0 if draft_path is not None else default_placement(opened.manifest)
+    placed = usual if placement is None else placement
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         if metrics:
@@ -195,6 +206,7 @@ def run_command(
             connect=linked,
             wire=wire,
             first_cut=first_cut,
+            draft=draft_path,
             begin_offline=begin_offline,
         )
         edge.criterion(generation)

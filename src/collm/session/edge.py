@@ -25,6 +25,7 @@ from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
 from collm.policy.observation import Criterion
+from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
 from collm.session.client import CloudClient
@@ -55,6 +56,7 @@ class Edge:
     used, None for all at or below the placement. connect: makes a link to the cloud.
     wire: the format in which hidden states travel: f32, f16 or int8; token ids travel as they are.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    draft: in mode `verified` with none of the layers, draft with this path and send token ids.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     clock: what waits for the cloud are measured with.
     Raises PlacementError, ArtifactError, PromptError.
@@ -71,6 +73,7 @@ class Edge:
         connect: Callable[[], Link] | None = None,
         wire: str = "f32",
         first_cut: int | None = None,
+        draft: str | None = None,
         begin_offline: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
@@ -80,6 +83,11 @@ class Edge:
         if wire not in ROW_FORMATS:
             raise PromptError(f"wire format {wire!r}: expected one of {', '.join(ROW_FORMATS)}")
         check_placement(artifact.manifest, placement)
+        if draft is not None and (mode != "verified" or placement):
+            raise PlacementError(
+                f"a draft path goes with mode verified and placement 0, not with {mode} and "
+                f"{placement}: its states are not the model's, and only the cloud makes those"
+            )
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -110,7 +118,10 @@ class Edge:
         self._costs = Costs()
         self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
-        if mode != "cloud":
+        if draft is not None:
+            self.stage = DraftStage(artifact, draft, threads=threads, limits=limits)
+            self.exits = tuple(self.stage.exits)
+        elif mode != "cloud":
             self.stage = Stage(
                 artifact, range(placement), exits=self.exits, threads=threads, limits=limits
             )
