@@ -240,6 +240,7 @@ def test_an_old_manifest_is_read_and_written_as_it_was(tmp_path: Path) -> None:
         {"temperature": float("nan")},
         {"temperature": None},
         {"training": None},
+        {"exit_layers": -1},
         {"surprise": 1},
         {"layers": None},
     ],
@@ -251,7 +252,7 @@ def test_a_damaged_entry_is_refused_in_one_line(tmp_path: Path, change: dict[str
     data = json.loads(path.read_text())
     data["drafts"][0].update(change)
     path.write_text(json.dumps(data))
-    with pytest.raises(ArtifactError, match="manifest.json is damaged") as refused:
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged") as refused:
         Artifact(artifact.folder)
     assert "\n" not in str(refused.value)
 
@@ -261,10 +262,7 @@ def test_what_is_no_list_of_drafts_is_refused(tmp_path: Path, drafts: Any) -> No
     artifact = random_artifact(tmp_path / "a", cuts=CUTS)
     path = artifact.folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"drafts": drafts}))
-    if drafts == {}:  # nothing in it
-        assert Artifact(artifact.folder).manifest.drafts == ()
-        return
-    with pytest.raises(ArtifactError, match="manifest.json is damaged"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
         Artifact(artifact.folder)
 
 

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from collm import __version__
+from collm.cli.analyze import analyze_command
 from collm.cli.bench import bench
 from collm.cli.build import add_exit_command, build_command
 from collm.cli.calibrate import calibrate_command
@@ -39,6 +40,7 @@ app.command("cloud")(cloud_command)
 app.command("link")(link_command)
 app.command("demo")(demo_command)
 app.command("synthesize")(synthesize_command)
+app.command("analyze")(analyze_command)
 app.command("tune")(tune_command)
 app.command("calibrate")(calibrate_command)
 app.command("trace")(trace_command)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 FORMS = ("fp32", "int8", "int4", "mixed")
 """Of the weights. `mixed` is int8 in attention and int4 in the feed-forward part."""
@@ -36,6 +35,8 @@ class DraftEntry:
     graph: str
     norm: str
     head: str
+    exit_layers: int = 0
+    """Decoder layers of the exit's adapter; they have caches, too."""
     temperature: float = 1.0
     training: str = ""
     """How it was made and how good it was, as JSON."""
@@ -57,6 +58,8 @@ class DraftEntry:
         counts = [count for count in self.channels if type(count) is int and count > 0]
         if len(counts) != len(self.layers) or len(self.channels) != len(self.layers):
             raise ValueError(f"{what}: channels are not one positive number a layer")
+        if type(self.exit_layers) is not int or not 0 <= self.exit_layers <= 4:
+            raise ValueError(f"{what}: {self.exit_layers!r} layers in its exit")
         if not self.layers and self.kind == "identity":
             raise ValueError(f"{what}: neither layers nor an exit that computes anything")
         is_number = isinstance(self.temperature, float | int)
@@ -70,7 +73,7 @@ class DraftEntry:
 
 
 def read_drafts(
-    records: Sequence[Mapping[str, Any]],
+    records: object,
     *,
     cuts: tuple[int, ...],
     heads: Mapping[str, object],
@@ -78,6 +81,8 @@ def read_drafts(
     ffn_size: int,
 ) -> tuple[DraftEntry, ...]:
     """The entries of a manifest. Raises ValueError, TypeError or KeyError where one is damaged."""
+    if not isinstance(records, list):
+        raise TypeError("drafts are no list")
     made = []
     for record in records:
         fields = {**record, "layers": tuple(record["layers"])}

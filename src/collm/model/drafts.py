@@ -114,7 +114,7 @@ def add_draft(
 
 
 def remove_draft(folder: Path, name: str) -> Manifest:
-    """Take a draft path out of an artifact. Raises PlacementError where there is none of the name."""
+    """Take a draft path out of an artifact. Raises PlacementError where there is none."""
     manifest = Artifact(folder).manifest
     draft_of(manifest, name)
     left = tuple(entry for entry in manifest.drafts if entry.name != name)
@@ -146,6 +146,18 @@ def draft_files(manifest: Manifest, name: str) -> tuple[str, ...]:
 def draft_bytes(manifest: Manifest, entry: DraftEntry) -> int:
     """Of its layers and adapter, on disk; the head and the embedding are shared with others."""
     return sum(manifest.files[name].bytes for name in (entry.graph, entry.data, entry.norm))
+
+
+def draft_memory(manifest: Manifest, entry: DraftEntry, positions: int) -> int:
+    """Bytes that drafting with it takes: layers, adapter, head and a cache of so many positions.
+
+    The embedding is read through a memory map and not counted.
+    """
+    arch = manifest.architecture
+    head = manifest.heads[entry.head].graph.removesuffix(".onnx") + ".data"
+    layers = len(entry.layers) + entry.exit_layers
+    caches = 2 * 4 * arch.kv_heads * arch.head_size * layers
+    return draft_bytes(manifest, entry) + manifest.files[head].bytes + caches * positions
 
 
 def _write(
@@ -183,6 +195,7 @@ def _write(
         weights=plan.weights or manifest.weights,
         cut=plan.cut,
         kind="identity" if file is None else file.kind,
+        exit_layers=0 if file is None else file.layers,
         graph=f"{stem}.onnx",
         norm=norm,
         head=head,

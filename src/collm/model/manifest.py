@@ -199,7 +199,7 @@ class Manifest:
         fields["exits"] = tuple(_exit(e, fields["cuts"]) for e in data["exits"])
         fields["files"] = {k: FileEntry(**f) for k, f in data["files"].items()}
         fields["drafts"] = read_drafts(
-            data.get("drafts", ()),
+            data.get("drafts", []),
             cuts=fields["cuts"],
             heads=fields["heads"],
             files=fields["files"],

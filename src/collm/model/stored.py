@@ -45,39 +45,7 @@ class StoredWeights:
         Matrices are [outputs, inputs]; norm weights are as they are applied (Gemma's 1 + w).
         Raises PlacementError for a layer that the model does not have.
         """
-        arch = self._arch
-        block, graph = self._block_of(layer)
-        d, ffn, p = arch.hidden_size, arch.ffn_size, f"l{layer - block.first}"
-        q_size, kv_size = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
-        heads = [q_size, q_size + kv_size]  # where the stacked outputs are cut
-        q, k, v = np.split(graph.matrix(f"{p}.qkv", (q_size + 2 * kv_size, d)), heads)
-        gate, up = np.split(graph.matrix(f"{p}.gate_up", (2 * ffn, d)), 2)
-        found = {
-            "self_attn.q_proj.weight": q,
-            "self_attn.k_proj.weight": k,
-            "self_attn.v_proj.weight": v,
-            "self_attn.o_proj.weight": graph.matrix(f"{p}.o", (d, q_size)),
-            "mlp.gate_proj.weight": gate,
-            "mlp.up_proj.weight": up,
-            "mlp.down_proj.weight": graph.matrix(f"{p}.down", (d, ffn)),
-        }
-        if graph.has(f"{p}.qkv.bias"):
-            biases = np.split(graph.floats(f"{p}.qkv.bias", (q_size + 2 * kv_size,)), heads)
-            found |= {f"self_attn.{x}_proj.bias": b for x, b in zip("qkv", biases, strict=True)}
-        norms = {"input_layernorm": "norm_1"}
-        if arch.post_norms:
-            norms |= {
-                "post_attention_layernorm": "post_norm_1",
-                "pre_feedforward_layernorm": "norm_2",
-                "post_feedforward_layernorm": "post_norm_2",
-            }
-        else:
-            norms["post_attention_layernorm"] = "norm_2"
-        for name, stored in norms.items():
-            found[f"{name}.weight"] = graph.floats(f"{p}.{stored}", (d,))
-        for name in ("q_norm", "k_norm") if arch.qk_norm else ():
-            found[f"self_attn.{name}.weight"] = graph.floats(f"{p}.{name}", (arch.head_size,))
-        return found
+        return float_tensors(self.packed_layer(layer), self._arch)
 
     def packed_layer(self, layer: int) -> LayerWeights:
         """One decoder layer as it is stored, to be written into another graph.
@@ -132,6 +100,45 @@ class StoredWeights:
             ) from None
 
 
+def float_tensors(w: LayerWeights, arch: Architecture) -> dict[str, F32]:
+    """A layer's weights, dequantised, under their Hugging Face names without any prefix.
+
+    Its feed-forward part may have another number of channels than the architecture's.
+    """
+
+    def floats(matrix: Matrix) -> F32:
+        return matrix.floats() if isinstance(matrix, Quantised) else matrix
+
+    q_size, kv_size = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
+    heads = [q_size, q_size + kv_size]  # where the stacked outputs are cut
+    q, k, v = np.split(floats(w.qkv), heads)
+    gate, up = np.split(floats(w.gate_up), 2)
+    found = {
+        "self_attn.q_proj.weight": q,
+        "self_attn.k_proj.weight": k,
+        "self_attn.v_proj.weight": v,
+        "self_attn.o_proj.weight": floats(w.o),
+        "mlp.gate_proj.weight": gate,
+        "mlp.up_proj.weight": up,
+        "mlp.down_proj.weight": floats(w.down),
+    }
+    if w.qkv_bias is not None:
+        biases = np.split(w.qkv_bias, heads)
+        found |= {f"self_attn.{x}_proj.bias": b for x, b in zip("qkv", biases, strict=True)}
+    # Gemma's `post_attention_layernorm` is another norm than Llama's.
+    norm_2 = "pre_feedforward_layernorm" if arch.post_norms else "post_attention_layernorm"
+    norms = {"input_layernorm": w.norm_1, norm_2: w.norm_2}
+    norms |= {
+        f"self_attn.{x}": n
+        for x, n in (("q_norm", w.q_norm), ("k_norm", w.k_norm))
+        if n is not None
+    }
+    if w.post_norm_1 is not None and w.post_norm_2 is not None:
+        norms["post_attention_layernorm"] = w.post_norm_1
+        norms["post_feedforward_layernorm"] = w.post_norm_2
+    return found | {f"{name}.weight": norm for name, norm in norms.items()}
+
+
 class StoredGraph:
     """The named weights of one graph and of the data file beside it, both verified."""
 
@@ -153,8 +160,8 @@ class StoredGraph:
         q_size, outputs = arch.heads * arch.head_size, arch.kv_heads * arch.head_size * 2
         outputs += q_size
 
-        def norm(name: str, size: int) -> F32 | None:
-            return self.floats(f"{p}.{name}", (size,)) if self.has(f"{p}.{name}") else None
+        def norm(name: str, size: int, wanted: bool) -> F32 | None:
+            return self.floats(f"{p}.{name}", (size,)) if wanted else None
 
         bias = f"{p}.qkv.bias"
         return LayerWeights(
@@ -165,10 +172,10 @@ class StoredGraph:
             down=self.packed(f"{p}.down", (d, ffn)),
             norm_1=self.floats(f"{p}.norm_1", (d,)),
             norm_2=self.floats(f"{p}.norm_2", (d,)),
-            q_norm=norm("q_norm", arch.head_size),
-            k_norm=norm("k_norm", arch.head_size),
-            post_norm_1=norm("post_norm_1", d),
-            post_norm_2=norm("post_norm_2", d),
+            q_norm=norm("q_norm", arch.head_size, arch.qk_norm),
+            k_norm=norm("k_norm", arch.head_size, arch.qk_norm),
+            post_norm_1=norm("post_norm_1", d, arch.post_norms),
+            post_norm_2=norm("post_norm_2", d, arch.post_norms),
         )
 
     def matrix(self, name: str, shape: tuple[int, int]) -> F32:
