@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
+from collm.cli.bench_compress import compress_bench_command
 from collm.cli.bench_peers import peers_command
 from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
@@ -35,6 +36,7 @@ bench.command("report")(report_command)
 bench.command("capacity")(capacity_command)
 bench.command("peers")(peers_command)
 bench.command("scaling")(scaling_command)
+bench.command("compress")(compress_bench_command)
 
 
 @bench.command("engine")

@@ -160,6 +160,23 @@ def draft_memory(manifest: Manifest, entry: DraftEntry, positions: int) -> int:
     return draft_bytes(manifest, entry) + manifest.files[head].bytes + caches * positions
 
 
+def best_draft(manifest: Manifest, memory_bytes: int, positions: int) -> DraftEntry | None:
+    """Of the paths that fit, the one that was right most often on held-out text; None: none fits.
+
+    memory_bytes: as `draft_memory` counts them.
+    """
+    fitting = [e for e in manifest.drafts if draft_memory(manifest, e, positions) <= memory_bytes]
+    return max(fitting, key=held_out_agreement, default=None)
+
+
+def held_out_agreement(entry: DraftEntry) -> float:
+    """How often it chose what the full model chose, 0 to 1, as was measured when it was made."""
+    try:
+        return float(json.loads(entry.training or "{}").get("held_out_agreement", 0.0))
+    except (ValueError, TypeError, AttributeError):
+        return 0.0
+
+
 def _write(
     scratch: Path, artifact: Artifact, plan: DraftPlan, file: ExitFile | None, about: str
 ) -> Manifest:

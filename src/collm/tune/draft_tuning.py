@@ -9,7 +9,6 @@ Not covered: tuning the path's layers themselves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from collm.model.artifact import Artifact
 from collm.model.delta import adaptation_of
 from collm.model.drafts import DraftPlan
 from collm.model.exit_copy import copy_exit
-from collm.model.exits import ExitFile
 from collm.model.manifest import ExitEntry
 from collm.tune.backbone import Backbone
 from collm.tune.batches import in_order
@@ -132,10 +130,3 @@ def path_lessons(
                 made[id(lesson)] = replace(lesson, states_CTD=both_CTD)
             progress.advance(bar, sum(len(lesson.example.ids) for lesson in part))
     return [made[id(lesson)] for lesson in lessons]
-
-
-def training_said(made: ExportedExit, exit_file: Path) -> str:
-    """What the manifest keeps of a tuned exit, as JSON."""
-    about = json.loads(ExitFile(exit_file).metadata.get("training", "{}"))
-    about["held_out_agreement_untuned"] = round(made.before.agreement, 4)
-    return json.dumps(about)
