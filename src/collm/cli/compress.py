@@ -217,13 +217,16 @@ def _report(made: Made, seconds: float, as_json: bool) -> None:
             "memory_bytes": memory,
             "agreement_untuned": made.untuned.agreement,
             "agreement": score.agreement,
+            "tuned": made.is_tuned,
             "accepted": score.accepted,
             "rows": score.rows,
             "seconds_per_token": seconds,
         }
         typer.echo(json.dumps(record))
         return
-    was = f" ({made.untuned.agreement:.1%} before tuning)" if made.tuned else ""
+    was = f" ({made.untuned.agreement:.1%} before tuning)" if made.is_tuned else ""
+    if made.tuned is not None and not made.is_tuned:
+        was = f" (the tuned exit came to {made.tuned.agreement:.1%} and is not used)"
     typer.echo(
         f"{entry.name}: {len(entry.layers)} of {entry.cut} layers, {entry.weights} weights, "
         f"{size / 1e6:.1f} MB ({memory / 1e6:.0f} MB with head and cache), agreement "

@@ -42,13 +42,14 @@ class LayerReport:
     exit_agreement: Mapping[int, float]
     """Agreement of each exit above this layer, untuned, without it; by cut."""
     channels: tuple[float, ...]
-    """Importance of each feed-forward channel, with a mean of 1."""
+    """Importance of each feed-forward channel, with a mean of 1 unless all are 0."""
 
     def kept_importance(self, share: float) -> float:
         """How much of the channels' importance the most important `share` of groups hold."""
         groups = np.add.reduceat(self.channels, np.arange(0, len(self.channels), GROUP))
         count = max(1, round(share * len(groups)))
-        return float(np.sort(groups)[::-1][:count].sum() / groups.sum())
+        total = float(groups.sum())
+        return float(np.sort(groups)[::-1][:count].sum()) / total if total else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

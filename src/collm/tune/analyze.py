@@ -175,6 +175,7 @@ class Analyzer:
         self._what = f"layer {layer}"
         before, after = self.states[layer], self.states[layer + 1]
         importance = self.layers.channel_importance(layer, before)
+        importance /= importance.mean() or 1.0  # a layer may add nothing at all
         seconds = self.layers.decode_seconds(layer)
         self._step(2)
         self._what = f"without layer {layer}"
@@ -195,7 +196,7 @@ class Analyzer:
             exit_agreement={
                 cut: self._score_exit(cut, at_cuts)[0] for cut in self.exits if cut > layer
             },
-            channels=tuple(float(f"{value:.4g}") for value in importance / importance.mean()),
+            channels=tuple(float(f"{value:.4g}") for value in importance),
         )
         self.known.keep_layer(made)
         return made

@@ -52,9 +52,14 @@ class Made:
     tuned: DraftScore | None
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether it ends in the tuned exit; one that came out worse than it began is not taken."""
+        return self.tuned is not None and self.tuned.agreement >= self.untuned.agreement
+
+    @property
     def best(self) -> DraftScore:
         """As it now is."""
-        return self.tuned or self.untuned
+        return self.tuned if self.tuned is not None and self.is_tuned else self.untuned
 
 
 def make_draft(folder: Path, plan: DraftPlan, judges: Judges, tuner: Tuner | None) -> Made:
@@ -65,29 +70,43 @@ def make_draft(folder: Path, plan: DraftPlan, judges: Judges, tuner: Tuner | Non
     artifact = Artifact(folder)
     plan.check(artifact)
     with tempfile.TemporaryDirectory(prefix="collm-draft-") as scratch:
-        file = copy_exit(artifact, plan.cut, Path(scratch) / "exit.safetensors")
-        add_draft(folder, plan, file, about=_about(plan, artifact, None))
-        untuned = judges.score(Artifact(folder), plan.name)
-        if tuner is None:
-            add_draft(folder, plan, file, about=_about(plan, artifact, untuned))
-            tuned = None
-        else:
-            file = tuner(plan)
-            add_draft(folder, plan, file, about=_about(plan, artifact, None))
-            tuned = judges.score(Artifact(folder), plan.name)
-            add_draft(folder, plan, file, about=_about(plan, artifact, tuned, was=untuned))
+        start = copy_exit(artifact, plan.cut, Path(scratch) / "exit.safetensors")
+        untuned, tuned = _put_in(folder, plan, start, judges), None
+        if tuner is not None:
+            tuned = _put_in(folder, plan, tuner(plan), judges, was=untuned)
+            if tuned.agreement < untuned.agreement:
+                _put_in(folder, plan, start, judges, known=untuned)
     manifest = Artifact(folder).manifest
     entry = draft_of(manifest, plan.name)
     return Made(entry=entry, manifest=manifest, untuned=untuned, tuned=tuned)
 
 
-def _about(
-    plan: DraftPlan, artifact: Artifact, score: DraftScore | None, was: DraftScore | None = None
-) -> str:
-    made: dict[str, object] = {"plan": plan.digest(artifact)[:12], "tuned": was is not None}
-    if score is not None:
-        made |= {"held_out_agreement": round(score.agreement, 4), "held_out_rows": score.rows}
-        made["accepted_of_8"] = round(score.accepted, 3)
+def _put_in(
+    folder: Path,
+    plan: DraftPlan,
+    exit_file: Path,
+    judges: Judges,
+    *,
+    was: DraftScore | None = None,
+    known: DraftScore | None = None,
+) -> DraftScore:
+    """The path with this exit, and how good it is; that is written into the manifest."""
+    artifact = Artifact(folder)
+    if known is None:
+        add_draft(folder, plan, exit_file)
+        known = judges.score(Artifact(folder), plan.name)
+    add_draft(folder, plan, exit_file, about=_about(plan, artifact, known, was))
+    return known
+
+
+def _about(plan: DraftPlan, artifact: Artifact, score: DraftScore, was: DraftScore | None) -> str:
+    made: dict[str, object] = {
+        "plan": plan.digest(artifact)[:12],
+        "tuned": was is not None,
+        "held_out_agreement": round(score.agreement, 4),
+        "held_out_rows": score.rows,
+        "accepted_of_8": round(score.accepted, 3),
+    }
     if was is not None:
         made["held_out_agreement_untuned"] = round(was.agreement, 4)
     return json.dumps(made)

@@ -78,7 +78,7 @@ def _line(v: Mapping[str, Any], base: Mapping[str, Any] | None) -> Line:
         verdict += ", **smaller, faster**"
     channels = sorted(set(v["channels"]))
     layers = str(len(v["layers"])) + (f" of {channels[0]}" if channels[0] < _full(base, v) else "")
-    accepted = v["accepted"] if v["accepted"] is not None else v["accepted_untuned"]
+    accepted = max(v["accepted_untuned"], v["accepted"] or 0.0)
     return Line(
         cut=v["cut"],
         label=v["label"],
