@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
+from collm.cli.bench_compress import compress_bench_command
 from collm.cli.bench_peers import peers_command
 from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
@@ -40,6 +41,7 @@ bench.command("scaling")(scaling_command)
 bench.command("wire")(wire_command)
 bench.command("adapt")(adapt_command)
 bench.command("tiers")(tiers_command)
+bench.command("compress")(compress_bench_command)
 
 
 @bench.command("engine")

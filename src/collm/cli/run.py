@@ -38,7 +38,7 @@ from collm.cli.security import (
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PromptError, UsageError
+from collm.errors import PlacementError, PromptError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
@@ -134,6 +134,14 @@ def run_command(
     ] = 0.6,
     criterion: CriterionOption = "",
     wire: WireOption = "f32",
+    draft_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Mode verified: draft with this path of collm compress, load no block and send "
+            "token ids only; the text is the full model's all the same.",
+        ),
+    ] = None,
     first_cut: Annotated[
         int | None,
         typer.Option(help="Where the cloud begins in mode threshold; default: the first exit."),
@@ -210,6 +218,12 @@ def run_command(
     before = psutil.Process().memory_info().rss
     chosen = None if exits is None else numbers("--exits", exits)
     layers = None if placement in (None, "auto") else layer_count("--placement", placement or "")
+    if draft_path is not None:
+        if exits is not None or placement == "auto":
+            raise PlacementError(
+                "--draft-path brings its own layers and exit; leave the others out"
+            )
+        layers = layers or 0
     opened = open_artifact(artifact, mode, layers, chosen, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
@@ -239,6 +253,7 @@ def run_command(
                 connect=linked,
                 wire=wire,
                 first_cut=first_cut,
+                draft=draft_path,
                 begin_offline=begin_offline,
                 probe=True,
             )

@@ -25,6 +25,7 @@ from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
 from collm.policy.observation import Criterion
+from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
 from collm.session.client import CloudClient
@@ -64,6 +65,7 @@ class Edge(Closing):
     In mode `verified` the wire format `auto` leaves it, the cut and the drafting to measurements;
     mode `auto` does, and may leave all to the cloud.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    draft: in mode `verified` with none of the layers, draft with this path and send token ids.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     probe: where something is left to measurements, also look at the link in the background.
     clock: what waits for the cloud are measured with.
@@ -81,6 +83,7 @@ class Edge(Closing):
         connect: Callable[[], Link] | None = None,
         wire: str = "f32",
         first_cut: int | None = None,
+        draft: str | None = None,
         begin_offline: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
@@ -93,6 +96,11 @@ class Edge(Closing):
         if wire == "auto" and mode not in ("auto", "verified"):
             raise PromptError(f"wire format auto goes with mode auto or verified, not {mode}")
         self.exits = exits_in_use(artifact.manifest, mode, placement, exits)
+        if draft is not None and (mode != "verified" or placement):
+            raise PlacementError(
+                f"a draft path goes with mode verified and placement 0, not with {mode} and "
+                f"{placement}: its states are not the model's, and only the cloud makes those"
+            )
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -123,7 +131,10 @@ class Edge(Closing):
         self._pacer = Pacer()
         self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
-        if mode != "cloud":
+        if draft is not None:
+            self.stage = DraftStage(artifact, draft, threads=threads, limits=limits)
+            self.exits = tuple(self.stage.exits)
+        elif mode != "cloud":
             self.stage = Stage(
                 artifact, range(placement), exits=self.exits, threads=threads, limits=limits
             )
@@ -193,7 +204,7 @@ class Edge(Closing):
         Blocks and exits that are wanted still are not loaded again. exits: as for the edge. Raises
         PlacementError and ArtifactError, and leaves the edge as it was.
         """
-        if self.stage is None or self._is_whole:
+        if self.stage is None or self._is_whole or isinstance(self.stage, DraftStage):
             raise PlacementError(
                 f"an edge with {self.placement} layers in mode {self.mode} stays so"
             )
