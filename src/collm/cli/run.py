@@ -220,9 +220,7 @@ def run_command(
     layers = None if placement in (None, "auto") else layer_count("--placement", placement or "")
     if draft_path is not None:
         if exits is not None or placement == "auto":
-            raise PlacementError(
-                "--draft-path brings its own layers and exit; leave the others out"
-            )
+            raise PlacementError("--draft-path brings its own exit; leave out --exits and auto")
         layers = layers or 0
     opened = open_artifact(artifact, mode, layers, chosen, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
