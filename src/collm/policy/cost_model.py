@@ -15,7 +15,7 @@ drafts by itself (its own measured time a token tells of that).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -71,6 +71,10 @@ class World:
     cloud: CloudProfile | None = None
     context: int = 1024
     """Positions that have to fit into memory."""
+
+    def first(self, tokens: int) -> World:
+        """The same, with answers of at most so many tokens."""
+        return replace(self, acceptance=self.acceptance.first(tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
