@@ -252,7 +252,7 @@ def test_the_bench_compares_and_goes_on(artifact: Artifact, corpus: Path, tmp_pa
     for v in raw["variants"]:
         assert v["agreement"] is not None and len(v["seconds"]) == 2
         assert v["memory_bytes"] > 0
-    assert "Draft paths up to layer 3" in text and "baseline" in text
+    assert "Draft paths up to layer 3" in text and "smaller, faster" in text
     assert page.read_text().startswith(f"before\n{BEGIN}\n") and "old" not in page.read_text()
     assert markdown(raw) in page.read_text() and page.read_text().endswith(f"{END}\nafter\n")
     # The same command measures only the time again, and a table is made from figures alone.
@@ -301,12 +301,12 @@ def test_what_counts_is_smaller_faster_and_as_good() -> None:
     made = {line.label: line for line in lines(raw)}
     assert [name for name, line in made.items() if line.counts] == ["good"]
     assert made["good"].loss == pytest.approx(0.019)
-    assert made["good"].cells[-1] == "-1.9 points, **smaller, faster**"
-    assert made["worse"].cells[-1] == "-2.1 points" and made["int8"].cells[-1] == "baseline"
-    assert made["good"].cells[6].startswith("1.33 ×")
+    assert made["good"].cells[-2:] == ("-1.9", "yes")
+    assert made["worse"].cells[-2:] == ("-2.1", "") and made["int8"].cells[-2:] == ("int8", "")
+    assert made["good"].cells[6].startswith("1.33 (")
     assert answer(raw).endswith("good up to 15.")
     assert "No variant" in answer({**raw, "variants": raw["variants"][:1]})
-    assert "| good | 15 | 47.0 | 48.1 | 1.00 |" in markdown(raw)
+    assert "| good | 15 × 1536 | 47.0 | 48.1 | 1.00 |" in markdown(raw)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": "collm-compress"}', "[" * 9999])
