@@ -87,3 +87,10 @@ class Refused(LinkError):
         self.code = code
         self.reason = reason
         self.retry_seconds = retry_seconds
+
+
+def one_line(said: object, most: int = 200) -> str:
+    """What a stranger said, fit for a message: no line breaks, nothing that a terminal obeys."""
+    text = " ".join(str(said).split())
+    kept = "".join(c if c.isprintable() else "?" for c in text[:most])
+    return kept if len(text) <= most else kept + "…"

@@ -2,89 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import errno
 import hashlib
 import json
 import os
 import shutil
-import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.contract.blob_servers import BlobServer, Manners
+from tests.contract.pulls import LIMITS, everything, of_ours, placed, pulled, with_an_exit
 from tests.exit_files import exit_file
 from tests.support import random_artifact, tree
 
-from collm.errors import ArtifactError, CollmError, LinkError, PlacementError, UsageError
-from collm.limits import Limits
+from collm.errors import ArtifactError, LinkError, UsageError
 from collm.model.artifact import Artifact
 from collm.model.exits import add_exit
-from collm.model.manifest import Manifest
 from collm.model.store import Store
 from collm.runtime.stage import Stage
 from collm.serve.artifacts import artifact_server
 from collm.session.placed import placed_files
-from collm.session.pull import Choose, Pulled, PullSettings, pull
-from collm.session.sources import Source
-
-LIMITS = Limits(connect_seconds=1.0, fetch_attempts=2, fetch_pause_seconds=0.01,
-                fetch_longest_pause_seconds=0.02, store_wait_seconds=0.5)  # fmt: skip
+from collm.session.pull import Pulled, PullSettings, pull
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    root = tmp_path_factory.mktemp("pull")
-    artifact = random_artifact(root / "a", cuts=(1, 2, 3))
-    add_exit(
-        artifact.folder, exit_file(root / "x", artifact.architecture, 2, "layer", shortlist=40)
-    )
-    return Artifact(artifact.folder)
+    return with_an_exit(tmp_path_factory.mktemp("pull"))
 
 
 @pytest.fixture
 def files(made: Artifact) -> dict[str, bytes]:
     """The artifact as any static server has it."""
     return {f"/{name}": data for name, data in tree(made.folder).items()}
-
-
-def everything(manifest: Manifest) -> frozenset[str]:
-    return frozenset(manifest.files)
-
-
-def placed(layers: int) -> Choose:
-    return lambda manifest: placed_files(manifest, "verified", layers, None)
-
-
-def pulled(
-    tmp_path: Path, *urls: str, choose: Choose = everything, warn: Any = None, **settings: Any
-) -> Pulled:
-    settings = {"store": tmp_path / "store", "folder": tmp_path / "out", **settings}
-    return pull(urls, choose, PullSettings(limits=LIMITS, **settings), warn=warn or pytest.fail)
-
-
-def of_ours(artifact: Artifact) -> dict[str, bytes]:
-    """What a server of ours has, for a server that counts and misbehaves."""
-    text = (artifact.folder / "manifest.json").read_bytes()
-    listing = {
-        "format": "collm-artifacts",
-        "version": 1,
-        "artifacts": [{"name": "random", "fingerprint": artifact.fingerprint}],
-    }
-    blobs = {
-        f"/blobs/sha256/{entry.sha256}": (artifact.folder / name).read_bytes()
-        for name, entry in artifact.manifest.files.items()
-    }
-    return {
-        "/artifacts": json.dumps(listing).encode(),
-        f"/artifacts/{artifact.fingerprint}/manifest.json": text,
-        **blobs,
-    }
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
@@ -254,129 +205,6 @@ def test_sources_with_another_manifest_are_left_out(
             pulled(tmp_path, one.url, fingerprint="0" * 64)
 
 
-def edited(files: Mapping[str, bytes], change: Callable[[dict[str, Any]], None]) -> bytes:
-    data = json.loads(files["/manifest.json"])
-    change(data)
-    return json.dumps(data).encode()
-
-
-MANIFESTS: dict[str, tuple[Callable[[Mapping[str, bytes]], bytes], str]] = {
-    "too large": (lambda f: f["/manifest.json"] + b" " * 5_000_000, "larger than"),
-    "no JSON": (lambda f: b"<html>hello</html>", "not readable as JSON"),
-    "not text": (lambda f: b"\xff\xfe", "not readable as JSON"),
-    "a list": (lambda f: b"[]", "expected a JSON object"),
-    "deep": (lambda f: b"[" * 100_000, "not readable as JSON"),
-    "another's": (lambda f: b"{}", "not a CoLLM artifact's"),
-    "edited": (
-        lambda f: edited(f, lambda d: d.update(eos_ids=[1])),
-        "does not match its own fingerprint",
-    ),
-    "outside": (
-        lambda f: edited(f, lambda d: d["files"].update({"../x": d["files"]["final_norm.f32"]})),
-        "names a file outside",
-    ),
-    "absolute": (
-        lambda f: edited(f, lambda d: d["files"].update({"/x": d["files"]["final_norm.f32"]})),
-        "names a file outside",
-    ),
-    "itself": (
-        lambda f: edited(
-            f, lambda d: d["files"].update({"manifest.json": d["files"]["final_norm.f32"]})
-        ),
-        "names a file outside",
-    ),
-    "hash": (
-        lambda f: edited(f, lambda d: d["files"]["final_norm.f32"].update(sha256="../../x")),
-        "expected 64 hex digits",
-    ),
-    "size": (
-        lambda f: edited(f, lambda d: d["files"]["final_norm.f32"].update(bytes=-1)),
-        "expected a number of bytes",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", MANIFESTS)
-def test_manifests_that_are_none(files: dict[str, bytes], tmp_path: Path, kind: str) -> None:
-    make, words = MANIFESTS[kind]
-    files["/manifest.json"] = make(files)
-    with BlobServer(files) as server, pytest.raises(CollmError, match=words) as caught:
-        pulled(tmp_path, server.url)
-    assert server.url in str(caught.value) and "\n" not in str(caught.value)
-    assert set(server.paths()) == {"/artifacts", "/manifest.json"}
-    assert not (tmp_path / "out").exists()
-
-
-def mutations(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Manifests with a value of another kind somewhere, and a fingerprint that fits."""
-
-    def walk(value: Any, at: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        yield at
-        if isinstance(value, dict):
-            for key in value:
-                yield from walk(value[key], (*at, key))
-        elif isinstance(value, list) and value:
-            yield from walk(value[0], (*at, 0))
-
-    data = json.loads(files["/manifest.json"])
-    for at in list(walk(data, ()))[1:]:
-        for value in (None, -1, "x", {}, [None]):
-            changed = copy.deepcopy(data)
-            place = changed
-            for key in at[:-1]:
-                place = place[key]
-            place[at[-1]] = value
-            with contextlib.suppress(Exception):
-                changed["fingerprint"] = Manifest._from(changed).fingerprint
-            yield f"{at} {value!r}", json.dumps(changed).encode()
-
-
-def test_manifests_with_values_of_other_kinds_are_a_line_or_do_no_harm(
-    made: Artifact, files: Mapping[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever serves a manifest can give it the right fingerprint too."""
-    monkeypatch.setattr("collm.session.pull._Pull._begin", lambda *_: 0)
-    refused, count = list[tuple[str, str]](), 0
-    context = ssl.create_default_context()
-    monkeypatch.setattr("collm.link.fetch._context", lambda _security: context)  # it takes time
-
-    async def nothing(*_: object) -> None:
-        return
-
-    monkeypatch.setattr("collm.session.pull._Pull._fetch_all", nothing)
-    monkeypatch.setattr(Store, "fill", lambda *_: None)
-    for what, text in mutations(files):
-        source = Source(address="http://a", manifest=text, files="http://a", by_hash=False)
-
-        async def opened(*_: object, source: Source = source) -> Source:
-            return source
-
-        monkeypatch.setattr("collm.session.sources.open_source", opened)
-        count += 1
-        try:
-            pulled(tmp_path, "http://a", choose=placed(3), folder=tmp_path / f"{count}")
-        except CollmError as error:
-            refused.append((what, str(error)))
-    assert all("\n" not in line for _, line in refused), refused
-    assert len(refused) > count / 2 > 300
-
-
-def test_a_placement_that_cannot_be_fetches_nothing(
-    files: Mapping[str, bytes], tmp_path: Path
-) -> None:
-    with BlobServer(files) as server, pytest.raises(PlacementError, match="placement 9"):
-        pulled(tmp_path, server.url, choose=placed(9))
-    assert set(server.paths()) == {"/artifacts", "/manifest.json"}
-
-
-def test_a_budget_that_is_too_small_fetches_nothing(
-    files: Mapping[str, bytes], tmp_path: Path
-) -> None:
-    with BlobServer(files) as server, pytest.raises(UsageError, match="the budget is 1,000"):
-        pulled(tmp_path, server.url, budget=1000)
-    assert set(server.paths()) == {"/artifacts", "/manifest.json"}
-
-
 def test_a_budget_evicts_what_was_used_longest_ago(made: Artifact, tmp_path: Path) -> None:
     other = random_artifact(tmp_path / "o", seed=5, tie_word_embeddings=False)
     with BlobServer(of_ours(made)) as one, BlobServer(of_ours(other)) as two:
@@ -441,70 +269,6 @@ def test_a_blob_that_somebody_holds_without_progress(
         pulled(tmp_path, server.url)
 
 
-def test_folders_that_are_taken_are_left_alone(
-    made: Artifact, files: Mapping[str, bytes], tmp_path: Path
-) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    other = random_artifact(tmp_path / "other", seed=5)
-    (tmp_path / "file").write_text("x")
-    with BlobServer(files) as server:
-        for folder, words in (
-            (tmp_path / "photos", "not an artifact, and not empty"),
-            (other.folder, "holds another artifact"),
-            (tmp_path / "file", "not a folder"),
-        ):
-            with pytest.raises(UsageError, match=words):
-                pulled(tmp_path, server.url, folder=folder)
-        assert set(server.paths()) == {"/artifacts", "/manifest.json"}
-        (tmp_path / "empty").mkdir()
-        pulled(tmp_path, server.url, folder=tmp_path / "empty")
-    assert tree(tmp_path / "photos") == {"cat.jpg": b"meow"}
-    assert Artifact(other.folder).fingerprint == other.fingerprint
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(13, "Denied")]
-)
-def test_a_disk_that_takes_no_more_is_one_line_and_resumable(
-    files: Mapping[str, bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: OSError,
-) -> None:
-    written, write = [0], os.write
-
-    def full(descriptor: int, data: memoryview) -> int:
-        if written[0] > 50_000:
-            raise error
-        written[0] += len(data)
-        return write(descriptor, data)
-
-    with BlobServer(files) as server:
-        with monkeypatch.context() as patch:
-            patch.setattr("collm.link.fetch.os.write", full)
-            with pytest.raises(UsageError, match=f"{error.strerror}; make room") as caught:
-                pulled(tmp_path, server.url, parallel=1)
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "out").exists()
-        before = sum(server.sent.values())
-        total = sum(len(data) for name, data in files.items() if name != "/manifest.json")
-        again = pulled(tmp_path, server.url)
-        assert again.present_bytes >= 50_000
-        assert again.fetched_bytes + again.present_bytes == total
-        assert before > 0
-
-
-def test_too_little_space_is_told_before_anything_is_fetched(
-    files: Mapping[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10))
-    with BlobServer(files) as server, pytest.raises(UsageError, match="10 free on that disk"):
-        pulled(tmp_path, server.url)
-    assert set(server.paths()) == {"/artifacts", "/manifest.json"}
-
-
 def test_further_blocks_come_when_they_are_asked_for(
     made: Artifact, files: Mapping[str, bytes], tmp_path: Path
 ) -> None:
@@ -532,16 +296,3 @@ def test_progress_ends_with_all_of_it(files: Mapping[str, bytes], tmp_path: Path
     assert told[0] == (0, total)
     assert told[-1] == (total, total)
     assert all(0 <= done <= total for done, _ in told)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"fingerprint": "abc"}, "expected all 64 hex digits"),
-        ({"fingerprint": "x" * 64}, "expected all 64 hex digits"),
-        ({"parallel": 0}, "expected 1 to 64"),
-    ],
-)
-def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        PullSettings(**settings)

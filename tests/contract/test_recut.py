@@ -22,15 +22,18 @@ from tests.contract.test_session_contract import (
 from tests.support import token_ids
 
 from collm.config import Generation, Sampling, Way
-from collm.errors import LinkError, PlacementError, PromptError, Refused
+from collm.errors import LinkError, PlacementError, PromptError, ProtocolError, Refused
+from collm.link.base import Peer
 from collm.model.artifact import Artifact
 from collm.policy.controller import Decision
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
+from collm.session.cloud import CloudService
 from collm.session.drafter import Guess
 from collm.session.run import Run
 from collm.wire.codec import ROW_FORMATS, cast_rows
-from collm.wire.messages import Verdict
+from collm.wire.encoding import decode_cloud, encode
+from collm.wire.messages import Append, Attach, Attached, Evicted, Hello, Recut, Verdict
 
 __all__ = ["artifact", "world"]
 LONG = Generation(max_tokens=60, ignore_eos=True, threshold=0.05)
@@ -368,3 +371,32 @@ def test_rows_go_up_in_batches(world: World) -> None:
     assert many.bytes_up < one.bytes_up - 10 * one.rounds
     with pytest.raises(PromptError, match="batch 0: expected 1 to 128"):
         replace(LONG, batch=0)
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["recut was heard", "recut was on its way"])
+def test_what_was_on_its_way_to_a_session_without_memory_is_passed_over(
+    artifact: Artifact, said: bool
+) -> None:
+    """It comes as was agreed before the memory went, which a cloud has forgotten with it."""
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    talk = service.open(Peer("a"))
+    hello = Hello(protocol_major=1, protocol_minor=4, fingerprint=artifact.fingerprint, cut=0,
+                  wire_format="ids", software="test")  # fmt: skip
+    recut = encode(Recut(epoch=0, position=2, cut=1, wire_format="f32"))
+    rows = np.zeros((1, artifact.architecture.hidden_size), np.float32)
+    more = encode(Append(epoch=0, base=2, token_ids=(7,), rows=rows), "f32")
+    list(talk.receive(encode(hello)))
+    list(talk.receive(encode(Append(epoch=0, base=0, token_ids=(5, 6), rows=None))))
+    if said:
+        list(talk.receive(recut))
+    (entry,) = service.sessions._entries.values()
+    with entry.held.lock:
+        entry.held.drop()
+    (told,) = [*(talk.receive(recut) if not said else ()), *talk.receive(more)]
+    assert decode_cloud(told, LIMITS) == Evicted()
+    (attached,) = talk.receive(encode(Attach(session_id="x", epoch=0, position=2)))
+    assert decode_cloud(attached, LIMITS) == Attached(position=0)
+    with pytest.raises(ProtocolError, match=r"f32|rows"):
+        list(talk.receive(more))  # now that would be a breach
+    talk.close()
+    service.close()

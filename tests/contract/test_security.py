@@ -329,7 +329,7 @@ def test_an_identity_has_its_share_of_sessions(tmp_path: Path, tokens: Path) -> 
             mine = ClientSecurity(token=token)
             edge = Edge(artifact, mode="cloud", placement=0, limits=limits,
                         connect=lambda: connect(server.address, limits, mine))  # fmt: skip
-            return edge._open_client(0)
+            return edge._open_client(0, "f32")
 
         first, second = client(GOOD), client(GOOD)
         with pytest.raises(Refused, match="pi may have 2 sessions at once; try again in 2 s"):

@@ -432,6 +432,7 @@ def test_heartbeats_and_crops(bare: Bare) -> None:
         ({"epoch": 7}, "not about this draft"),
         ({"next_token": 300}, "beyond the vocabulary"),
         ({"logprob": 800.0}, "logprob"),
+        ({"exit_cut": 3}, "exit 3 answers a question that only the full model may answer"),
     ],
 )
 def test_a_verdict_that_cannot_be_is_a_protocol_error(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from tests.contract.link_services import until
+from tests.contract.test_recut import Once, Wanderer
 from tests.contract.tiers import LAYERS, LIMITS, PROMPT, Build, Host, Tiers, finish, whole
 from tests.support import F32, random_artifact
 
-from collm.config import Generation, Refinement, Sampling
+from collm.config import Generation, Refinement, Sampling, Way
 from collm.errors import PlacementError, Refused
 from collm.metrics import REGISTRY
 from collm.model.artifact import Artifact
@@ -22,8 +23,10 @@ from collm.runtime.stage import Stage
 from collm.session.above import Above
 from collm.session.client import CloudClient
 from collm.session.relay import RelayService
+from collm.session.run import Run
 from collm.session.server_exits import server_exits
 from collm.wire.codec import cast_rows
+from collm.wire.messages import Verdict
 
 MADE = Generation(max_tokens=40, ignore_eos=True)
 THRESHOLD = replace(MADE, mode="threshold", max_tokens=30)
@@ -135,7 +138,7 @@ class Split:
 @pytest.mark.parametrize("wires", [("f32", "f32"), ("f16", "int8")])
 def test_threshold_over_three_tiers(build: Build, wires: tuple[str, str]) -> None:
     """Device, server and cloud each answer what the one before was not sure of."""
-    sources = set()
+    sources, before = set(), _answered("exit@2")
     for there in (0.08, 0.14):
         tiers = build(exits=(2, 3), criterion=f"confidence:{there}", wire=wires[1])
         edge = tiers.edge("threshold", 1, wire=wires[0])
@@ -144,7 +147,13 @@ def test_threshold_over_three_tiers(build: Build, wires: tuple[str, str]) -> Non
             expected = list(Split(tiers.artifact, (2, 3), wires).text(here, there, 30))
             assert [(t.token_id, t.source) for t in account.tokens] == expected
             sources |= account.sources.keys()
+            before += account.sources.get("server@2", 0)
+            assert _answered("exit@2") == before
     assert sources == {"exit@1", "server@2", "server@3", "cloud"}
+
+
+def _answered(by: str) -> float:
+    return REGISTRY.get_sample_value("collm_answered_total", {"by": by}) or 0.0
 
 
 def test_a_server_that_is_never_sure_is_as_good_as_none(build: Build) -> None:
@@ -225,6 +234,29 @@ def test_lossy_rows_on_both_hops(build: Build) -> None:
         ids.append(int(logits.argmax()))
         expected.append((ids[-1], math.exp(log_probability(logits, ids[-1]))))
     assert [(token.token_id, token.confidence) for token in account.tokens] == expected
+
+
+class Mover(Wanderer):
+    """Keeps to the cuts of a server of layers 0 to 3."""
+
+    def way(self, run: Run, client: CloudClient, verdict: Verdict) -> Way | None:
+        made = super().way(run, client, verdict)
+        if made is None or made.placement <= 2:
+            return made
+        self.moves -= 1
+        return None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cut_may_move_through_a_server_as_through_a_cloud(build: Build, seed: int) -> None:
+    tiers = build(layers=range(3), exits=(2, 3), criterion="confidence:0.0")
+    made = replace(MADE, max_tokens=60, threshold=0.05, sampling=(GREEDY, WARM)[seed % 2])
+    mover = Mover(seed)
+    account = tiers.edge("verified", 2).answer(PROMPT, made, steer=mover).finish()
+    assert account.token_ids == whole(tiers.artifact, made)
+    assert mover.moves >= 5
+    rest = tiers.edge("verified", 2).answer(PROMPT, made, steer=Once(3, Way(mode="cloud")))
+    assert rest.finish().token_ids == account.token_ids
 
 
 def test_exits_that_are_not_the_servers_are_refused(artifact: Artifact) -> None:

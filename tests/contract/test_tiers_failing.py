@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -10,18 +11,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.contract.link_services import until
 from tests.contract.tiers import LIMITS, PROMPT, Build, Tiers, finish, whole
 from tests.support import random_artifact
 
 from collm.config import Generation, Refinement, Sampling
 from collm.errors import LinkError, Refused
+from collm.link.background import BackgroundServer
 from collm.link.delayed import DelayedLink
 from collm.link.dialer import Dialer
 from collm.link.probe import heartbeat
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
+from collm.serve.cloud_process import watch_above
 from collm.session.above import Above
 from collm.session.client import CloudClient
 from collm.session.edge import Answer
@@ -132,7 +137,7 @@ def test_a_servers_memory_is_bounded_with_what_it_keeps_for_the_cloud(build: Bui
     held = entry.held
     assert isinstance(held, RelaySession) and held._up is not None
     log = held._up._at.log
-    assert held.bytes >= held._session.bytes + len(log._rows)
+    assert held.bytes >= held._session.bytes + log.held_bytes
     room = 2 * entry.granted
     answer.close()  # type: ignore[attr-defined]
     tiers = build(server_limits=replace(LIMITS, max_kv_bytes=room))
@@ -263,6 +268,64 @@ def test_waiting_for_the_cloud_keeps_nobody_waiting(artifact: Artifact) -> None:
         assert all(thread.is_alive() for thread in waiting)
         for thread in waiting:
             thread.join()
+
+
+def test_health_checks_are_told_of_the_cloud_above(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load balancers that speak grpc.health.v1 leave a server out that could not serve."""
+    monkeypatch.setattr("collm.serve.cloud_process._WATCH_SECONDS", 0.05)
+    with Tiers(artifact) as tiers, BackgroundServer(tiers.relay(), limits=LIMITS) as server:
+        watching = asyncio.run_coroutine_threadsafe(
+            watch_above(tiers.relay().above, server.server), server._loop
+        )
+        with grpc.insecure_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+
+            def status() -> object:
+                return stub.Check(health_pb2.HealthCheckRequest(), timeout=3).status
+
+            serving = health_pb2.HealthCheckResponse.SERVING
+            assert status() == serving
+            tiers.cloud.kill()
+            assert until(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+            tiers.cloud.is_up = True
+            assert until(lambda: status() == serving)
+        watching.cancel()
+
+
+def test_the_next_session_begins_on_a_connection_that_stands(artifact: Artifact) -> None:
+    """The link of the last heartbeat is laid by; one that broke meanwhile harms nobody."""
+    with Tiers(artifact) as tiers:
+        above, cloud = tiers.relay().above, tiers.cloud
+        assert above.check() and above.check()
+        assert len(cloud.links) == 2  # a Hello, and the one that is kept
+        wanted = whole(artifact, MADE)
+        assert finish(tiers.edge("verified", 1), MADE).token_ids == wanted
+        assert len(cloud.links) == 2
+        assert above.check()
+        cloud.cut()
+        assert above.check()
+        cloud.cut()
+        answer = tiers.edge("verified", 1).answer(PROMPT, MADE)
+        assert answer.finish().token_ids == wanted
+        assert answer.account.reconnects == 0
+
+
+def test_a_heartbeat_waits_as_long_as_a_session_would(artifact: Artifact) -> None:
+    """So that who measures a server sees its load."""
+    with Tiers(artifact) as tiers:
+        busy, done = tiers.relay().computing, threading.Event()
+
+        def compute() -> None:
+            with busy:
+                done.wait(0.3)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        with tiers.hosts["server0"].connect() as link:
+            assert heartbeat(link, LIMITS, 2.0) > 0.1
+        thread.join()
 
 
 @pytest.mark.parametrize("settle", [1.0, 0.02])

@@ -58,6 +58,7 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=np.ones((2, HIDDEN), np.float32)), "int4"),
     (Append(epoch=1, base=2, token_ids=(3, 4), rows=None), "ids"),
     (Verify(epoch=1, base=2, draft=(3, 4, 5), sampling=SAMPLING), "ids"),
+    (Verify(epoch=1, base=2, draft=(), sampling=SAMPLING, may_exit=True), "ids"),
     (Score(epoch=1, base=2, draft=(3, 4, 5)), "ids"),
     (Generate(epoch=1, base=2, max_tokens=3, stop_ids=(4,), sampling=SAMPLING), "ids"),
     (Crop(epoch=1, position=2), "ids"),

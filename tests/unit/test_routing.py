@@ -10,7 +10,7 @@ from collm.errors import LinkTimeout, Refused, Unreachable
 from collm.link.base import Link
 from collm.link.clock import VirtualClock
 from collm.link.dialer import Dialer
-from collm.link.prober import Prober
+from collm.link.route_prober import RouteProber
 from collm.link.routing import RouteRules, Routes
 
 NEAR, FAR, OTHER = "near:1", "far:1", "other:1"
@@ -98,7 +98,7 @@ class Clouds:
 
 def test_measuring_goes_on_only_while_links_are_asked_for() -> None:
     clock, clouds = VirtualClock(), Clouds(near=0.004, far=0.04)
-    prober = Prober([FAR, NEAR], measure=clouds.measure, clock=clock)
+    prober = RouteProber([FAR, NEAR], measure=clouds.measure, clock=clock)
     assert not clouds.asked
     assert prober(None) == [NEAR, FAR]
     assert sorted(clouds.asked) == [FAR, NEAR]
@@ -124,7 +124,7 @@ def test_the_ill_are_passed_over_by_new_sessions_and_open_ones_stay() -> None:
         dialled.append(address)
         return object()  # type: ignore[return-value]
 
-    prober = Prober([FAR, NEAR], measure=clouds.measure, clock=clock)
+    prober = RouteProber([FAR, NEAR], measure=clouds.measure, clock=clock)
     dialer = Dialer([FAR, NEAR], dial=dial, clock=clock, route=prober)
     dialer()
     for trouble in (Unreachable("gone"), LinkTimeout("late"), Refused("busy", "cloud above")):
@@ -147,7 +147,7 @@ def test_a_slow_cloud_does_not_hold_up_the_first_link() -> None:
             raise LinkTimeout("late")
         return 0.004
 
-    prober = Prober([FAR, NEAR], measure=measure, clock=VirtualClock())
+    prober = RouteProber([FAR, NEAR], measure=measure, clock=VirtualClock())
     assert prober(None) == [NEAR, FAR]
     assert prober._routes.seconds(FAR) is None
     never.set()

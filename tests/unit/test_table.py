@@ -95,7 +95,8 @@ def test_splits_ask_for_every_token_and_the_naive_one_sends_all_again(
             assert one.requests == 8
         if one.contender == "naive split":
             assert one.requests == 3
-            assert one.bytes_up > 4 * 64 * sum(one.prompt_tokens + i for i in range(3))
+            rows = sum(one.prompt_tokens + i for i in range(3))
+            assert one.bytes_up > 0.9 * 4 * 64 * rows  # zstd takes a little off
 
 
 def test_a_run_broken_off_goes_on(table: Table, answers: list[TableAnswer], tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ CLIENT: list[ClientMessage] = [
     Append(epoch=2**32 - 1, base=7, token_ids=(0, 49_151, 2**24), rows=ROWS),
     Verify(epoch=1, base=9, draft=(5, 6, 7), sampling=WARM),
     Verify(epoch=0, base=0, draft=(), sampling=GREEDY),
+    Verify(epoch=0, base=0, draft=(), sampling=GREEDY, may_exit=True),
     Score(epoch=1, base=9, draft=(5, 6, 7)),
     Score(epoch=0, base=0, draft=()),
     Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=WARM),
@@ -102,6 +103,7 @@ CLOUD: list[CloudMessage] = [
     WELCOME,
     VERDICT,
     replace(VERDICT, accepted=0, logprobs_accepted=()),
+    replace(VERDICT, accepted=0, logprobs_accepted=(), exit_cut=15),
     SCORED,
     replace(SCORED, logprobs=(), ranks=(), best_ids=(), best_logprobs=()),
     TOKEN,
@@ -238,6 +240,10 @@ BAD_FROM_CLIENT: dict[str, tuple[bytes, str]] = {
     "large draft id": (
         encode(Verify(epoch=0, base=0, draft=(2**32 - 1,), sampling=GREEDY)),
         "draft token is",
+    ),
+    "a draft for exits": (
+        encode(Verify(epoch=0, base=0, draft=(1,), sampling=GREEDY, may_exit=True)),
+        "only the full model judges drafts",
     ),
     "long score": (
         encode(Score(epoch=0, base=0, draft=(1,) * 257)),

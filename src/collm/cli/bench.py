@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
+from collm.cli.bench_compress import compress_bench_command
 from collm.cli.bench_peers import peers_command
 from collm.cli.bench_plan import plan_bench_command
 from collm.cli.bench_report import report_command
@@ -42,6 +43,7 @@ bench.command("scaling")(scaling_command)
 bench.command("wire")(wire_command)
 bench.command("adapt")(adapt_command)
 bench.command("tiers")(tiers_command)
+bench.command("compress")(compress_bench_command)
 
 
 @bench.command("engine")

@@ -13,6 +13,7 @@ from rich.table import Table
 from collm.cli.options import JsonOption
 from collm.cli.show import megabytes, plain_table
 from collm.model.artifact import Artifact
+from collm.model.drafts import draft_bytes, held_out_agreement
 from collm.model.manifest import Manifest
 
 
@@ -51,6 +52,8 @@ def info_command(
     table.add_row("head", megabytes(manifest.files["heads/full.data"].bytes))
     console.print(table)
     console.print(_exit_table(manifest))
+    if manifest.drafts:
+        console.print(_draft_table(manifest))
 
 
 def _exit_table(manifest: Manifest) -> Table:
@@ -65,5 +68,20 @@ def _exit_table(manifest: Manifest) -> Table:
             f"{manifest.heads[entry.head].vocabulary:,}",
             "" if entry.threshold is None else f"{entry.threshold:.3f}",
             "untrained" if agreement is None else f"{agreement:.1%}",
+        )
+    return table
+
+
+def _draft_table(manifest: Manifest) -> Table:
+    columns = ["name", "layers", "weights", "size", "held-out agreement"]
+    table = plain_table("Draft paths", columns)
+    for entry in manifest.drafts:
+        share = held_out_agreement(entry)
+        table.add_row(
+            entry.name,
+            f"{len(entry.layers)} of {entry.cut}",
+            entry.weights,
+            megabytes(draft_bytes(manifest, entry)),
+            f"{share:.1%}" if share else "not measured",
         )
     return table

@@ -7,10 +7,12 @@ import sys
 import typer
 
 from collm import __version__
+from collm.cli.analyze import analyze_command
 from collm.cli.bench import bench
 from collm.cli.build import add_exit_command, build_command
 from collm.cli.calibrate import calibrate_command
 from collm.cli.cloud import cloud_command
+from collm.cli.compress import compress_command
 from collm.cli.demo import demo_command
 from collm.cli.eval import evaluation
 from collm.cli.eval_policy import eval_policy_command
@@ -46,6 +48,8 @@ app.command("probe")(probe_command)
 app.command("plan")(plan_command)
 app.command("demo")(demo_command)
 app.command("synthesize")(synthesize_command)
+app.command("analyze")(analyze_command)
+app.command("compress")(compress_command)
 app.command("tune")(tune_command)
 app.command("calibrate")(calibrate_command)
 app.command("trace")(trace_command)

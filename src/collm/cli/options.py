@@ -63,6 +63,13 @@ def numbers(option: str, text: str) -> list[int]:
         ) from None
 
 
+def layer_count(option: str, text: str) -> int:
+    """How many layers."""
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise PlacementError(f"{option} {text[:40]!r}: expected a number of layers, or auto")
+    return int(text)
+
+
 def byte_count(option: str, text: str) -> int:
     """Bytes of `512mb` or `4gb`; 1 kB = 1000 B."""
     match = re.fullmatch(r"([0-9]{1,9})(kb|mb|gb|tb)", text.lower())

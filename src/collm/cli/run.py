@@ -22,6 +22,7 @@ from collm.cli.options import (
     MetricsOption,
     ThreadsOption,
     WireOption,
+    layer_count,
     numbers,
     thread_count,
 )
@@ -37,13 +38,13 @@ from collm.cli.security import (
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PromptError, UsageError
+from collm.errors import PlacementError, PromptError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.link.base import Link
 from collm.link.credentials import ClientSecurity
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import OPEN
-from collm.link.prober import Prober
+from collm.link.route_prober import RouteProber
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
 from collm.session.edge import Answer, Edge
@@ -78,7 +79,8 @@ def cloud_link(
             spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
             addresses = [stack.enter_context(spawned).address]
         check_token_stays_secret(addresses, security)
-        prober = Prober(addresses, DEFAULT_LIMITS, security) if route == "measured" else None
+        is_measured = route == "measured" and len(addresses) > 1
+        prober = RouteProber(addresses, DEFAULT_LIMITS, security) if is_measured else None
         yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
@@ -132,6 +134,14 @@ def run_command(
     ] = 0.6,
     criterion: CriterionOption = "",
     wire: WireOption = "f32",
+    draft_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Mode verified: draft with this path of collm compress, load no block and send "
+            "token ids only; the text is the full model's all the same.",
+        ),
+    ] = None,
     first_cut: Annotated[
         int | None,
         typer.Option(help="Where the cloud begins in mode threshold; default: the first exit."),
@@ -207,7 +217,11 @@ def run_command(
     records = read_prompts(prompts) if prompts else [{"prompt": prompt}]
     before = psutil.Process().memory_info().rss
     chosen = None if exits is None else numbers("--exits", exits)
-    layers = None if placement in (None, "auto") else numbers("--placement", placement or "")[0]
+    layers = None if placement in (None, "auto") else layer_count("--placement", placement or "")
+    if draft_path is not None:
+        if exits is not None or placement == "auto":
+            raise PlacementError("--draft-path brings its own exit; leave out --exits and auto")
+        layers = layers or 0
     opened = open_artifact(artifact, mode, layers, chosen, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
@@ -227,16 +241,20 @@ def run_command(
             auto = stack.enter_context(AutoPlan(opened, linked, asked, _CONTEXT + max_tokens))
             generation, mode, placed = auto.generation(), auto.mode, auto.way.placement
             chosen, cores, wire = list(auto.way.exits) or None, auto.way.threads, auto.way.wire
-        edge = Edge(
-            opened,
-            mode=mode,
-            placement=placed,
-            exits=chosen,
-            threads=cores,
-            connect=linked,
-            wire=wire,
-            first_cut=first_cut,
-            begin_offline=begin_offline,
+        edge = stack.enter_context(
+            Edge(
+                opened,
+                mode=mode,
+                placement=placed,
+                exits=chosen,
+                threads=cores,
+                connect=linked,
+                wire=wire,
+                first_cut=first_cut,
+                draft=draft_path,
+                begin_offline=begin_offline,
+                probe=True,
+            )
         )
         edge.criterion(generation)
         model_bytes = psutil.Process().memory_info().rss - before

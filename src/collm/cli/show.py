@@ -11,10 +11,11 @@ from collm.session.events import Account, Piece
 
 _EXIT_COLOURS = ("bright_green", "bright_cyan", "bright_blue", "bright_magenta")
 _CLOUD_COLOUR = "bright_yellow"
+_SERVER_COLOUR = "orange1"
 
 
 class Palette:
-    """A style per source: exits from the shallowest on, the cloud, the whole model."""
+    """A style per source: exits from the shallowest on, servers, the cloud, the whole model."""
 
     def __init__(self, exits: tuple[int, ...]) -> None:
         self._styles = {
@@ -26,6 +27,8 @@ class Palette:
 
     def style(self, source: str) -> Style:
         """The style of a token made at `source`."""
+        if source.startswith("server@"):
+            return Style(color=_SERVER_COLOUR)
         return self._styles.get(source, Style())
 
     def legend(self, sources: list[str]) -> Text:

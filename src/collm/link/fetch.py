@@ -23,7 +23,7 @@ from typing import Final, Self
 
 import httpx
 
-from collm.errors import LinkError, Refused, UsageError
+from collm.errors import LinkError, Refused, UsageError, one_line
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.credentials import ClientSecurity, read_pem
 from collm.link.grpc_client import OPEN
@@ -222,8 +222,7 @@ class Fetcher:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, ssl.SSLError | ConnectionError):
                 raise  # the disk's
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise Broken(f"{url}: {said}") from None
+            raise Broken(f"{url}: {one_line(error) or type(error).__name__}") from None
         finally:
             if answer is not None:
                 await answer.aclose()
@@ -231,9 +230,10 @@ class Fetcher:
 
 def _context(security: ClientSecurity) -> ssl.SSLContext:
     """What a server's certificate has to be signed by: the CA named, or those of the system."""
-    context = httpx.create_ssl_context()
     try:
-        if security.ca is not None:
+        if security.ca is None:
+            context = httpx.create_ssl_context()
+        else:
             ca = read_pem(security.ca).decode(errors="replace")
             context = ssl.create_default_context(cadata=ca)
         if security.certificate is not None:

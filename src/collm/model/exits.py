@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,16 +23,18 @@ from collm.errors import ArtifactError, PlacementError
 from collm.model.architecture import Architecture
 from collm.model.artifact import Artifact
 from collm.model.delta import check_exit
+from collm.model.draft_entry import DraftEntry
 from collm.model.exit_file import ExitFile as ExitFile
 from collm.model.files import file_entry
 from collm.model.graph import DataFile, GraphBuilder
 from collm.model.layers import (
     LayerWeights,
     Matrix,
+    cache_inputs,
+    decoder_layer,
     feed_forward,
     hidden_input,
     hidden_output,
-    layer_chain,
 )
 from collm.model.manifest import ExitEntry, FileEntry, HeadEntry, Manifest
 from collm.model.vocabulary import CONFIDENCE, RowReader, write_head
@@ -63,8 +65,17 @@ def add_exit(folder: Path, path: Path) -> Manifest:
         )
     if file.kind == "layer" and file.layers > arch.layers:
         raise ArtifactError(f"{path}: {file.layers} layers, the model has only {arch.layers}")
+    return install(folder, lambda scratch: _write(scratch, artifact, file))
+
+
+def install(folder: Path, write: Callable[[Path], Manifest]) -> Manifest:
+    """Take files into an artifact, its manifest last, then drop those that nothing uses any more.
+
+    write: puts the files into a folder as they are to lie in the artifact, and returns the manifest
+    that names their parts.
+    """
     with tempfile.TemporaryDirectory(prefix=".exit-", dir=folder) as scratch:
-        made = _write(Path(scratch), artifact, file)
+        made = write(Path(scratch))
         written = [p for p in Path(scratch).rglob("*") if p.is_file()]
         names = {p.relative_to(scratch).as_posix(): file_entry(p) for p in written}
         for name in names:
@@ -97,17 +108,18 @@ def _without_unused(
     files: Mapping[str, FileEntry], manifest: Manifest
 ) -> tuple[Manifest, list[str]]:
     """The manifest of `files`, less what only a replaced exit used; and the names left out."""
+    guessers: tuple[ExitEntry | DraftEntry, ...] = (*manifest.exits, *manifest.drafts)
     heads = {
         name: head
         for name, head in manifest.heads.items()
-        if name == "full" or any(entry.head == name for entry in manifest.exits)
+        if name == "full" or any(entry.head == name for entry in guessers)
     }
-    used = {manifest.final_norm, CONFIDENCE, *(entry.norm for entry in manifest.exits)}
+    used = {manifest.final_norm, CONFIDENCE, *(entry.norm for entry in guessers)}
     graphs = [head.graph for head in heads.values()]
-    for graph in (*graphs, *(entry.graph for entry in manifest.exits if entry.graph)):
+    for graph in (*graphs, *(entry.graph for entry in guessers if entry.graph)):
         used |= {graph, graph.removesuffix(".onnx") + ".data"}
     used |= {head.ids for head in heads.values() if head.ids}
-    unused = [n for n in files if n.startswith(("exits/", "heads/")) and n not in used]
+    unused = [n for n in files if n.startswith(("exits/", "heads/", "drafts/")) and n not in used]
     kept = {name: entry for name, entry in files.items() if name not in unused}
     return replace(manifest, heads=heads, files=kept), unused
 
@@ -117,19 +129,7 @@ def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:
     manifest, arch = artifact.manifest, artifact.architecture
     (scratch / "exits").mkdir()
     stem = stem_of(file.path)
-    d = arch.hidden_size
-    norm = file.floats("norm.weight", (d,))
-    norm.tofile(scratch / f"{stem}.norm.f32")
-    ids = file.shortlist(arch.vocab_size)
-    head = "full"
-    if ids is not None:
-        head = "short-" + hashlib.sha256(ids.tobytes()).hexdigest()[:8]
-        artifact.graph(manifest.heads["full"].graph)  # verified, before its rows are copied
-        rows = RowReader.of_head(artifact.folder, manifest).matrix(ids)
-        graph = write_head(scratch, arch, head, rows)
-        ids.astype(np.int32).tofile(scratch / f"heads/{head}.ids")
-        entry = HeadEntry(graph=graph, vocabulary=len(ids), ids=f"heads/{head}.ids")
-        manifest = replace(manifest, heads={**manifest.heads, head: entry})
+    manifest, head = write_norm_and_head(scratch, artifact, file, f"{stem}.norm.f32")
     if file.kind != "identity":
         with DataFile(scratch / f"{stem}.data") as data:
             graph_builder = GraphBuilder(f"exit at {file.cut}", data)
@@ -152,9 +152,54 @@ def _write(scratch: Path, artifact: Artifact, file: ExitFile) -> Manifest:
     )
 
 
+def write_norm_and_head(
+    scratch: Path, artifact: Artifact, file: ExitFile, norm: str
+) -> tuple[Manifest, str]:
+    """Write an exit's norm as `norm`, and its shortlist's head where it has one.
+
+    Returns the manifest that lists the head, and the head's name.
+    """
+    manifest, arch = artifact.manifest, artifact.architecture
+    file.floats("norm.weight", (arch.hidden_size,)).tofile(scratch / norm)
+    ids = file.shortlist(arch.vocab_size)
+    if ids is None:
+        return manifest, "full"
+    head = "short-" + hashlib.sha256(ids.tobytes()).hexdigest()[:8]
+    artifact.graph(manifest.heads["full"].graph)  # verified, before its rows are copied
+    rows = RowReader.of_head(artifact.folder, manifest).matrix(ids)
+    graph = write_head(scratch, arch, head, rows)
+    ids.astype(np.int32).tofile(scratch / f"heads/{head}.ids")
+    entry = HeadEntry(graph=graph, vocabulary=len(ids), ids=f"heads/{head}.ids")
+    return replace(manifest, heads={**manifest.heads, head: entry}), head
+
+
 def _adapter(g: GraphBuilder, arch: Architecture, file: ExitFile, *, quantised: bool) -> None:
+    x = hidden_input(g, arch, 1 + len(file.feed))
+    if file.kind == "layer":
+        cache_inputs(g, arch, adapter_layers(arch, file))
+    write_adapter(g, arch, file, x, quantised=quantised)
+
+
+def adapter_layers(arch: Architecture, file: ExitFile) -> range:
+    """The adapter's layers are of the kind of the model's last ones (RoPE, norms, activation)."""
+    return range(arch.layers - (file.layers if file.kind == "layer" else 0), arch.layers)
+
+
+def write_adapter(
+    g: GraphBuilder,
+    arch: Architecture,
+    file: ExitFile,
+    x: str,
+    *,
+    quantised: bool,
+    first_slot: int = 0,
+) -> None:
+    """The adapter of an exit, from the states `x` that it reads to the output `hidden_out`.
+
+    x: float32 [rows, d · (1 + fed cuts)], the exit's own cut first. first_slot: caches before this
+    number are others'.
+    """
     d, states = arch.hidden_size, 1 + len(file.feed)
-    x = hidden_input(g, arch, states)
     mapped = ""
     if file.has("linear.weight") or file.kind == "linear":
         matrix = file.matrix("linear.weight", (d, d * states), quantised)
@@ -166,13 +211,12 @@ def _adapter(g: GraphBuilder, arch: Architecture, file: ExitFile, *, quantised: 
     elif file.kind == "mlp":
         _feed_forward(g, arch, file, quantised, mapped or x)
     else:
-        # The adapter's layers are of the kind of the model's last ones (RoPE, norms, activation).
-        layers = range(arch.layers - file.layers, arch.layers)
-
-        def read(layer: int) -> LayerWeights:
-            return _layer_weights(file, arch, layer - layers.start, quantised)
-
-        layer_chain(g, arch, layers, read, (file.window,) * file.layers, mapped or x)
+        x, branch = mapped or x, ""
+        for i, layer in enumerate(adapter_layers(arch, file)):
+            weights = _layer_weights(file, arch, i, quantised)
+            slot = first_slot + i
+            x, branch = decoder_layer(g, arch, slot, layer, file.window, weights, x, branch)
+        hidden_output(g, arch, x, branch)
 
 
 def _feed_forward(

@@ -6,7 +6,7 @@ in place: `past_*` and `present_*` are bound to one buffer [1, kv_heads, capacit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +69,24 @@ def layer_chain(
     with where it is not the input itself but was made from it.
     """
     x = x or hidden_input(g, arch)
+    cache_inputs(g, arch, layers)
+    branch = ""
+    for slot, layer in enumerate(layers):
+        x, branch = decoder_layer(g, arch, slot, layer, windows[slot], read(layer), x, branch)
+    hidden_output(g, arch, x, branch)
+
+
+def cache_inputs(g: GraphBuilder, arch: Architecture, layers: Iterable[int]) -> None:
+    """Declare what `layers` need beside the rows and their own caches."""
     g.input("seqlens_k", [1], TensorProto.INT32)
     g.input("total_sequence_length", [], TensorProto.INT32)
     for rope in sorted({arch.layer_rope[layer] for layer in layers}):
         half = arch.ropes[rope].dims // 2
         g.input(f"cos_{rope}", ["rope_rows", half])
         g.input(f"sin_{rope}", ["rope_rows", half])
-    branch = ""
-    for slot, layer in enumerate(layers):
-        x, branch = _layer(g, arch, slot, layer, windows[slot], read(layer), x, branch)
-    hidden_output(g, arch, x, branch)
 
 
-def _layer(
+def decoder_layer(
     g: GraphBuilder,
     arch: Architecture,
     slot: int,
@@ -91,7 +96,10 @@ def _layer(
     x: str,
     branch: str,
 ) -> tuple[str, str]:
-    """Returns (residual, what is still to be added to it): the sum is fused into the next norm."""
+    """One layer of the kind of the model's `layer`; its cache is the graph's number `slot`.
+
+    Returns (residual, what is still to be added to it): the sum is fused into the next norm.
+    """
     p, eps = f"l{slot}", arch.norm_epsilon
     x, normed = _add_norm(g, x, branch, f"{p}.norm_1", w.norm_1, eps)
     qkv = g.linear(normed, f"{p}.qkv", w.qkv, w.qkv_bias)

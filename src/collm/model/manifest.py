@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from collm.errors import ArtifactError
+from collm.errors import ArtifactError, one_line
 from collm.limits import DEFAULT_LIMITS
 from collm.model.architecture import Architecture
+from collm.model.draft_entry import DraftEntry, read_drafts
 
 FORMAT, VERSION = "collm-artifact", 2
 MANIFEST = "manifest.json"
@@ -128,11 +129,13 @@ class Manifest:
     adaptation: str = ""
     """The low-rank delta merged into the weights, as JSON; empty: the untouched model."""
     exits: tuple[ExitEntry, ...] = ()
+    drafts: tuple[DraftEntry, ...] = ()
+    """Draft paths for devices too small for the layers up to a cut."""
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that decides the text. Exits only decide the speed and are left out."""
+        """Digest of all that decides the text. Exits and drafts decide the speed only: left out."""
         data = self.to_json()
         kept = {"blocks", "heads/full", "embedding", "final_norm", "tokenizer.json"}
         files = {
@@ -152,6 +155,10 @@ class Manifest:
         """The exit at `cut`, if there is one."""
         return next((entry for entry in self.exits if entry.cut == cut), None)
 
+    def draft_named(self, name: str) -> DraftEntry | None:
+        """The draft path of that name, if there is one."""
+        return next((entry for entry in self.drafts if entry.name == name), None)
+
     def with_exit(self, entry: ExitEntry) -> Manifest:
         """The same artifact with `entry` in place of whatever its cut had."""
         others = [old for old in self.exits if old.cut != entry.cut]
@@ -159,7 +166,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, without the fingerprint."""
-        return asdict(self)
+        data = asdict(self)
+        if not self.drafts:  # so that software from before there were any reads it
+            del data["drafts"]
+        return data
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` atomically; it is what makes a folder an artifact."""
@@ -183,15 +193,18 @@ class Manifest:
         if data.get("format") != FORMAT:
             raise ArtifactError(f"{where}: {MANIFEST} is not a CoLLM artifact's")
         if data.get("version") != VERSION:
+            version = one_line(repr(data.get("version")), 20)
             raise ArtifactError(
-                f"{where}: artifact version {data.get('version')!r}, this software reads "
-                f"{VERSION}; build it again"
+                f"{where}: artifact version {version}, this software reads {VERSION}; "
+                "build it again"
             )
         try:
             made = cls._from(data)
+            if not made.name.isprintable():
+                raise ValueError(f"name {made.name!r}")
             fingerprint = made.fingerprint
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{where}: {MANIFEST} is damaged ({error})") from None
+            raise ArtifactError(f"{where}: {MANIFEST} is damaged ({one_line(error)})") from None
         for name in made.files:
             if not _is_inside(name):
                 raise ArtifactError(f"{where}: {MANIFEST} names a file outside ({name!r:.80})")
@@ -213,6 +226,13 @@ class Manifest:
         fields["eos_ids"] = tuple(int(i) for i in data["eos_ids"])
         fields["exits"] = tuple(_exit(e, fields["cuts"]) for e in data["exits"])
         fields["files"] = {k: FileEntry(**f) for k, f in data["files"].items()}
+        fields["drafts"] = read_drafts(
+            data.get("drafts", []),
+            cuts=fields["cuts"],
+            heads=fields["heads"],
+            files=fields["files"],
+            ffn_size=fields["architecture"].ffn_size,
+        )
         return cls(**fields)
 
 

@@ -20,7 +20,9 @@ from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
 from collm.errors import ArtifactError, PlacementError
+from collm.model.architecture import Architecture
 from collm.model.artifact import Artifact
+from collm.model.layers import LayerWeights, Matrix
 from collm.model.manifest import BlockEntry
 from collm.model.quantize import BLOCK, F32, U8, Quantised
 from collm.model.vocabulary import RowReader
@@ -35,7 +37,7 @@ class StoredWeights:
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
         self._arch = artifact.architecture
-        self._open: tuple[BlockEntry, _Graph] | None = None
+        self._open: tuple[BlockEntry, StoredGraph] | None = None
 
     def layer(self, layer: int) -> dict[str, F32]:
         """One decoder layer under its Hugging Face names, without the `model.layers.N.` prefix.
@@ -43,39 +45,15 @@ class StoredWeights:
         Matrices are [outputs, inputs]; norm weights are as they are applied (Gemma's 1 + w).
         Raises PlacementError for a layer that the model does not have.
         """
-        arch = self._arch
+        return float_tensors(self.packed_layer(layer), self._arch)
+
+    def packed_layer(self, layer: int) -> LayerWeights:
+        """One decoder layer as it is stored, to be written into another graph.
+
+        Raises PlacementError for a layer that the model does not have.
+        """
         block, graph = self._block_of(layer)
-        d, ffn, p = arch.hidden_size, arch.ffn_size, f"l{layer - block.first}"
-        q_size, kv_size = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
-        heads = [q_size, q_size + kv_size]  # where the stacked outputs are cut
-        q, k, v = np.split(graph.matrix(f"{p}.qkv", (q_size + 2 * kv_size, d)), heads)
-        gate, up = np.split(graph.matrix(f"{p}.gate_up", (2 * ffn, d)), 2)
-        found = {
-            "self_attn.q_proj.weight": q,
-            "self_attn.k_proj.weight": k,
-            "self_attn.v_proj.weight": v,
-            "self_attn.o_proj.weight": graph.matrix(f"{p}.o", (d, q_size)),
-            "mlp.gate_proj.weight": gate,
-            "mlp.up_proj.weight": up,
-            "mlp.down_proj.weight": graph.matrix(f"{p}.down", (d, ffn)),
-        }
-        if graph.has(f"{p}.qkv.bias"):
-            biases = np.split(graph.floats(f"{p}.qkv.bias", (q_size + 2 * kv_size,)), heads)
-            found |= {f"self_attn.{x}_proj.bias": b for x, b in zip("qkv", biases, strict=True)}
-        norms = {"input_layernorm": "norm_1"}
-        if arch.post_norms:
-            norms |= {
-                "post_attention_layernorm": "post_norm_1",
-                "pre_feedforward_layernorm": "norm_2",
-                "post_feedforward_layernorm": "post_norm_2",
-            }
-        else:
-            norms["post_attention_layernorm"] = "norm_2"
-        for name, stored in norms.items():
-            found[f"{name}.weight"] = graph.floats(f"{p}.{stored}", (d,))
-        for name in ("q_norm", "k_norm") if arch.qk_norm else ():
-            found[f"self_attn.{name}.weight"] = graph.floats(f"{p}.{name}", (arch.head_size,))
-        return found
+        return graph.layer(f"l{layer - block.first}", self._arch)
 
     def embedding(self) -> F32:
         """float32 [vocabulary, d], before any `embedding_scale`."""
@@ -98,14 +76,14 @@ class StoredWeights:
             )
         return weight
 
-    def _block_of(self, layer: int) -> tuple[BlockEntry, _Graph]:
+    def _block_of(self, layer: int) -> tuple[BlockEntry, StoredGraph]:
         if self._open is None or not self._open[0].first <= layer < self._open[0].last:
             blocks = self._artifact.manifest.blocks
             block = next((b for b in blocks if b.first <= layer < b.last), None)
             if block is None:
                 raise PlacementError(f"layer {layer}: the model has {self._arch.layers} layers")
             data = self._artifact.path(block.graph.removesuffix(".onnx") + ".data")
-            self._open = block, _Graph(self._artifact.path(block.graph), data)
+            self._open = block, StoredGraph(self._artifact.path(block.graph), data)
         return self._open
 
     def _rows(self, what: str, *, head: bool) -> F32:
@@ -122,7 +100,46 @@ class StoredWeights:
             ) from None
 
 
-class _Graph:
+def float_tensors(w: LayerWeights, arch: Architecture) -> dict[str, F32]:
+    """A layer's weights, dequantised, under their Hugging Face names without any prefix.
+
+    Its feed-forward part may have another number of channels than the architecture's.
+    """
+
+    def floats(matrix: Matrix) -> F32:
+        return matrix.floats() if isinstance(matrix, Quantised) else matrix
+
+    q_size, kv_size = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
+    heads = [q_size, q_size + kv_size]  # where the stacked outputs are cut
+    q, k, v = np.split(floats(w.qkv), heads)
+    gate, up = np.split(floats(w.gate_up), 2)
+    found = {
+        "self_attn.q_proj.weight": q,
+        "self_attn.k_proj.weight": k,
+        "self_attn.v_proj.weight": v,
+        "self_attn.o_proj.weight": floats(w.o),
+        "mlp.gate_proj.weight": gate,
+        "mlp.up_proj.weight": up,
+        "mlp.down_proj.weight": floats(w.down),
+    }
+    if w.qkv_bias is not None:
+        biases = np.split(w.qkv_bias, heads)
+        found |= {f"self_attn.{x}_proj.bias": b for x, b in zip("qkv", biases, strict=True)}
+    # Gemma's `post_attention_layernorm` is another norm than Llama's.
+    norm_2 = "pre_feedforward_layernorm" if arch.post_norms else "post_attention_layernorm"
+    norms = {"input_layernorm": w.norm_1, norm_2: w.norm_2}
+    norms |= {
+        f"self_attn.{x}": n
+        for x, n in (("q_norm", w.q_norm), ("k_norm", w.k_norm))
+        if n is not None
+    }
+    if w.post_norm_1 is not None and w.post_norm_2 is not None:
+        norms["post_attention_layernorm"] = w.post_norm_1
+        norms["post_feedforward_layernorm"] = w.post_norm_2
+    return found | {f"{name}.weight": norm for name, norm in norms.items()}
+
+
+class StoredGraph:
     """The named weights of one graph and of the data file beside it, both verified."""
 
     def __init__(self, path: Path, data: Path) -> None:
@@ -137,8 +154,37 @@ class _Graph:
     def has(self, name: str) -> bool:
         return name in self._tensors
 
+    def layer(self, p: str, arch: Architecture) -> LayerWeights:
+        """The decoder layer whose weights' names begin with `p`."""
+        d, ffn = arch.hidden_size, arch.ffn_size
+        q_size, outputs = arch.heads * arch.head_size, arch.kv_heads * arch.head_size * 2
+        outputs += q_size
+
+        def norm(name: str, size: int, wanted: bool) -> F32 | None:
+            return self.floats(f"{p}.{name}", (size,)) if wanted else None
+
+        bias = f"{p}.qkv.bias"
+        return LayerWeights(
+            qkv=self.packed(f"{p}.qkv", (outputs, d)),
+            qkv_bias=self.floats(bias, (outputs,)) if self.has(bias) else None,
+            o=self.packed(f"{p}.o", (d, q_size)),
+            gate_up=self.packed(f"{p}.gate_up", (2 * ffn, d)),
+            down=self.packed(f"{p}.down", (d, ffn)),
+            norm_1=self.floats(f"{p}.norm_1", (d,)),
+            norm_2=self.floats(f"{p}.norm_2", (d,)),
+            q_norm=norm("q_norm", arch.head_size, arch.qk_norm),
+            k_norm=norm("k_norm", arch.head_size, arch.qk_norm),
+            post_norm_1=norm("post_norm_1", d, arch.post_norms),
+            post_norm_2=norm("post_norm_2", d, arch.post_norms),
+        )
+
     def matrix(self, name: str, shape: tuple[int, int]) -> F32:
         """A matrix [outputs N, inputs K], dequantised where `GraphBuilder.linear` packed it."""
+        packed = self.packed(name, shape)
+        return packed.floats() if isinstance(packed, Quantised) else packed
+
+    def packed(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """A matrix [outputs N, inputs K] as `GraphBuilder.linear` stored it."""
         if not self.has(f"{name}.q"):
             return self.floats(f"{name}.weight", shape)
         n, k = shape
@@ -149,7 +195,7 @@ class _Graph:
         offset = None
         if self.has(f"{name}.offset"):  # stored as the product with the block sums wants it
             offset = self.floats(f"{name}.offset", (blocks, n)).T
-        return Quantised(bits=bits, q=q, scale=scale, offset=offset).floats()
+        return Quantised(bits=bits, q=q, scale=scale, offset=offset)
 
     def floats(self, name: str, shape: tuple[int, ...]) -> F32:
         return self._array(name, shape, np.float32)

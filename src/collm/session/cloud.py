@@ -126,7 +126,14 @@ class CloudConversation:
         wire_format = held.wire_format if held is not None else "ids"
         hidden_size = stage.architecture.hidden_size
         sealed = self._minor >= ATTACH_MINOR if held is not None else None
-        message = decode_client(frame, limits, wire_format, hidden_size, sealed=sealed)
+        try:
+            message = decode_client(frame, limits, wire_format, hidden_size, sealed=sealed)
+        except ProtocolError:
+            if held is None or not self._is_evicted(held):
+                raise
+            # On its way when the memory went, and with it what was agreed on since the Hello.
+            yield from self._say_evicted()
+            return
         if isinstance(message, Hello):
             yield encode(self._hello(message))
             return
@@ -265,6 +272,10 @@ class CloudConversation:
         name = self._id[:8]  # whole, it would let readers of the log attach to the session
         extra = {"session": name, "identity": self._peer.identity}
         logger.info("%s %s: %s", name, self._peer.address, what, extra=extra)
+
+    def _is_evicted(self, held: HeldSession) -> bool:
+        with held.lock:  # it may be losing its memory now
+            return held.is_dropped
 
     def _say_evicted(self) -> Iterator[bytes]:
         """Once: what was on its way before the client can know of it is passed over."""

@@ -18,13 +18,14 @@ from functools import partial
 from collm.config import Generation
 from collm.errors import PlacementError, PromptError, Unreachable
 from collm.limits import DEFAULT_LIMITS, Limits
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.clock import REAL_CLOCK, Clock
 from collm.link.dialer import Dialer
 from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
 from collm.policy.observation import Criterion
+from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
 from collm.session.client import CloudClient
@@ -35,6 +36,7 @@ from collm.session.pacing import Pacer
 from collm.session.placed import exits_in_use
 from collm.session.policies import load_criterion
 from collm.session.pressure import Pressure
+from collm.session.probing import Prober
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
 from collm.session.steering import LOSSLESS, Steering, auto, ways_of
@@ -53,7 +55,7 @@ _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
 }
 
 
-class Edge:
+class Edge(Closing):
     """Loads what `mode` and `placement` need, and nothing else.
 
     placement: layers on this device, a cut, 0 or all of them. exits: cuts whose exits are
@@ -63,7 +65,9 @@ class Edge:
     In mode `verified` the wire format `auto` leaves it, the cut and the drafting to measurements;
     mode `auto` does, and may leave all to the cloud.
     first_cut: where the cloud begins in `threshold` mode, None for the shallowest exit.
+    draft: in mode `verified` with none of the layers, draft with this path and send token ids.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
+    probe: where something is left to measurements, also look at the link in the background.
     clock: what waits for the cloud are measured with.
     Raises PlacementError, ArtifactError, PromptError.
     """
@@ -79,9 +83,11 @@ class Edge:
         connect: Callable[[], Link] | None = None,
         wire: str = "f32",
         first_cut: int | None = None,
+        draft: str | None = None,
         begin_offline: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
+        probe: bool = False,
     ) -> None:
         if wire not in (*WIRE_FORMATS, "auto"):
             raise PromptError(
@@ -90,6 +96,11 @@ class Edge:
         if wire == "auto" and mode not in ("auto", "verified"):
             raise PromptError(f"wire format auto goes with mode auto or verified, not {mode}")
         self.exits = exits_in_use(artifact.manifest, mode, placement, exits)
+        if draft is not None and (mode != "verified" or placement):
+            raise PlacementError(
+                f"a draft path goes with mode verified and placement 0, not with {mode} and "
+                f"{placement}: its states are not the model's, and only the cloud makes those"
+            )
         self.artifact = artifact
         self.tokenizer = artifact.tokenizer()
         self.mode = mode
@@ -111,6 +122,8 @@ class Edge:
                 with_cloud=mode == "auto",
                 pressure=Pressure(artifact.manifest, placements) if placements else None,
             )
+            if probe and connect is not None:
+                self.steering.prober = Prober(connect, limits=limits)
         self.wire = "f32" if wire == "auto" else wire
         self.first_cut = self._first_cut(first_cut)
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
@@ -118,7 +131,10 @@ class Edge:
         self._pacer = Pacer()
         self._criteria: dict[str, Criterion] = {}
         self.stage: Stage | None = None
-        if mode != "cloud":
+        if draft is not None:
+            self.stage = DraftStage(artifact, draft, threads=threads, limits=limits)
+            self.exits = tuple(self.stage.exits)
+        elif mode != "cloud":
             self.stage = Stage(
                 artifact, range(placement), exits=self.exits, threads=threads, limits=limits
             )
@@ -188,7 +204,7 @@ class Edge:
         Blocks and exits that are wanted still are not loaded again. exits: as for the edge. Raises
         PlacementError and ArtifactError, and leaves the edge as it was.
         """
-        if self.stage is None or self._is_whole:
+        if self.stage is None or self._is_whole or isinstance(self.stage, DraftStage):
             raise PlacementError(
                 f"an edge with {self.placement} layers in mode {self.mode} stays so"
             )
@@ -207,6 +223,11 @@ class Edge:
         )
         self.stage, self.placement, self.exits = stage, placement, tuple(stage.exits)
         return stage
+
+    def close(self) -> None:
+        """End what runs in the background; answers may still be asked for. Idempotent."""
+        if self.steering is not None and self.steering.prober is not None:
+            self.steering.prober.close()
 
     def _criterion_at(self, threshold: float) -> Criterion:
         return self.criterion(Generation(threshold=threshold))

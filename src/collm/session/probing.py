@@ -125,6 +125,8 @@ class Prober(Closing):
         self._share = share
         self._limits = limits
         self._latest: Probed | None = None
+        self.felt_bits = 0.0
+        """The rate that an edge's own traffic has felt; 0: none yet."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collm-prober", daemon=True)
         self._thread.start()
@@ -154,7 +156,8 @@ class Prober(Closing):
         while not self._done.wait(self._every):
             latest = self._latest
             assert latest is not None
-            rates = [one for one in (latest.link.up_bits, latest.link.down_bits) if one]
+            link = latest.link
+            rates = [one for one in (link.up_bits, link.down_bits, self.felt_bits) if one]
             # Half of the share for each way; a link without a known rate is not loaded at all.
             room = self._share * self._every * min(rates, default=0.0) / 8 / 2
             self._keep(beats.measure(2, budget=0.5, most=int(room)))

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from collm.errors import ArtifactError, LinkError, UsageError
+from collm.errors import ArtifactError, LinkError, UsageError, one_line
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.credentials import ClientSecurity
 from collm.link.fetch import Fetcher
@@ -151,7 +151,7 @@ class _Pull:
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 # What is not of the kind it should be shows when it is used.
                 raise ArtifactError(
-                    f"{sources[0].address}: {MANIFEST} is damaged ({error})"
+                    f"{sources[0].address}: {MANIFEST} is damaged ({one_line(error)})"
                 ) from None
             _check_folder(folder, text)
             # By content: the same bytes under two names are fetched once.

@@ -34,7 +34,7 @@ from collm.session.aside import aside
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudService
 from collm.session.drafter import Guess
-from collm.session.held import Chosen, HeldSession, Replies
+from collm.session.held import Chosen, HeldSession, Replies, Said
 from collm.session.server_exits import ServerExits, SessionExits
 from collm.session.turnstile import Turnstile
 from collm.wire.messages import (
@@ -50,7 +50,7 @@ from collm.wire.messages import (
 
 T = TypeVar("T")
 
-_SLICE_SECONDS: Final = 0.05
+_SLICE_SECONDS: Final = 0.1
 """A session that waits for the cloud above gives its thread up for others this often."""
 _SETTLE_SECONDS: Final = 1.0
 """What a client that comes back waits for an answer that is on its way, before all is replayed."""
@@ -114,6 +114,11 @@ class RelaySession(HeldSession):
         """Memory of caches and pending rows, and of what the cloud above may have to hear again."""
         return super().bytes + self.position * self._above.row_bytes
 
+    def bytes_for(self, message: Said) -> int:
+        """At most the memory that this session takes when the message is dealt with."""
+        log = self.position * self._above.row_bytes if isinstance(message, Recut) else 0
+        return super().bytes_for(message) + log
+
     def _bytes_with(self, more: int) -> int:
         return super()._bytes_with(more) + (self.position + more) * self._above.row_bytes
 
@@ -137,13 +142,15 @@ class RelaySession(HeldSession):
         super().close()
 
     def _recut(self, session: StageSession, message: Recut) -> Iterator[None]:
-        """Another format may be, another cut not: the exits here have read the states so far."""
-        if message.cut != self.cut:
-            raise Refused(
-                "placement",
-                f"an edge server keeps a session's cut, {self.cut}; {message.cut} needs a new one",
-            )
-        yield from super()._recut(session, message)
+        """As a cloud does; what went up stays. Exits here are gone: they have not read it all."""
+        before, parts, is_over = self.cut, super()._recut(session, message), False
+        while not is_over:
+            with self._computing:
+                is_over = next(parts, _OVER) is _OVER
+            if not is_over:
+                yield None
+        if self.cut != before:
+            self._exits = None
 
     def _settle(self, session: StageSession) -> None:
         with self._computing:
@@ -330,5 +337,6 @@ class RelaySession(HeldSession):
         return None if how is None else SessionExits(self._stage, self._session, self.cut, how)
 
 
+_OVER: Final = object()
 _LEAST: Final = 1e-12
 """A confidence whose logarithm is still finite."""

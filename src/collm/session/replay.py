@@ -52,6 +52,11 @@ class ReplayLog:
         return len(self._ids)
 
     @property
+    def held_bytes(self) -> int:
+        """Of the rows."""
+        return sum(len(span.rows) for span in self._spans)
+
+    @property
     def cut(self) -> int:
         """Where the rows to come are from."""
         return self._spans[-1].cut

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from collm.errors import ArtifactError, CollmError, LinkError, Refused, UsageError
+from collm.errors import ArtifactError, CollmError, LinkError, Refused, UsageError, one_line
 from collm.limits import Limits
 from collm.link.fetch import Fetcher, NotThere, WrongAnswer
 from collm.model.manifest import MANIFEST, FileEntry, Manifest
@@ -129,7 +129,8 @@ def _choose(address: str, listing: list[tuple[str, str]], which: str) -> str:
         if not which or which == name or fingerprint.startswith(which)
     ]
     if len(fits) != 1:
-        offered = ", ".join(f"{name} ({mark[:12]})" for name, mark in listing[:8]) or "none"
+        known = [f"{one_line(name, 60)} ({one_line(mark[:12])})" for name, mark in listing[:8]]
+        offered = ", ".join(known) or "none"
         raise UsageError(
             f"{address}: expected /artifacts/NAME or /artifacts/FINGERPRINT of one of: {offered}"
         )

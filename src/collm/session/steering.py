@@ -12,6 +12,7 @@ Not covered: going back from the plain cloud in mid-answer, which would have to 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from collm.session.client import CloudClient
 from collm.session.drafter import Guess
 from collm.session.events import Change, EmittedToken, Preview
 from collm.session.modes import cloud, exits_before_the_end, stage_of
+from collm.session.probing import Prober
 from collm.session.run import Run
 from collm.session.verified import verified
 from collm.wire.codec import row_bytes
@@ -100,6 +102,9 @@ class Steering:
         )
         self.controller = Controller(ways, self.forecaster, rules, with_baseline=with_cloud)
         self._pressure = pressure
+        self.prober: Prober | None = None
+        """Looks at the link while answers do not, where the edge has one."""
+        self._probed_at = 0.0
         self._clock = clock
         self._now: Way | None = None
         self._at = 0.0
@@ -113,6 +118,7 @@ class Steering:
         if run.stage is not None and run.stage.layers.stop not in self.forecaster.edge:
             self._measure(run)
         self._look_at_memory()
+        self._hear_probe()
         decision = self.controller.first()
         self._is_first, self._now = True, None
         self._take(run, decision)
@@ -122,6 +128,7 @@ class Steering:
         """See `run.Steer`."""
         self._note_round(run, client, verdict)
         self._look_at_memory()
+        self._hear_probe()
         run.pacer.bits_per_second = rate = self.forecaster.link.bits_per_second
         # Where a row leaves in no time a message for each is only work.
         batch = run.generation.draft if rate > _QUICK_BITS else 1
@@ -205,6 +212,27 @@ class Steering:
     def _look_at_memory(self) -> None:
         if self._pressure is not None and (most := self._pressure()) is not None:
             self.controller.allowed = most
+
+    def _hear_probe(self) -> None:
+        """What has been probed since; the cloud's own figures count while nothing better does."""
+        if self.prober is None:
+            return
+        link = self.forecaster.link
+        self.prober.felt_bits = link.bits_per_second if link.bits_per_second < math.inf else 0.0
+        found = self.prober.latest
+        if found is None or found.at == self._probed_at:
+            return
+        self._probed_at = found.at
+        rate = found.link.up_bits or link.bits_per_second
+        link.probed(self._clock(), found.link.round_trip, rate)
+        if not self.forecaster.cloud_token.is_known:
+            layers = self.forecaster.layers
+            for cut, cost in found.cloud.costs.items():
+                for rows, seconds in zip(cost.rows, cost.seconds, strict=True):
+                    if cut < layers:
+                        head = found.cloud.costs[layers].at(rows)
+                        share = (layers - cut) / layers
+                        self.forecaster.cloud.add(rows, share, seconds + head)
 
     def _measure(self, run: Run) -> None:
         """What a drafted token takes here; some milliseconds, once."""

@@ -84,7 +84,7 @@ class Backbone:
     def copy_layer(self, layer: int, window: int | None = None) -> DecoderLayer:
         """A trainable copy of one layer, where an exit's adapter starts; window as its own."""
         state = self.layers[layer].state_dict()
-        copy = _new_layer(self.architecture, layer, window, state)
+        copy = new_layer(self.architecture, layer, window, state)
         copy.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         copy.requires_grad_(True)
         return copy
@@ -99,7 +99,7 @@ def load_backbone(artifact: Artifact, *, device: str = "cpu") -> Backbone:
     layers = []
     for layer in range(arch.layers):
         state = {n: torch.from_numpy(w).to(place) for n, w in stored.layer(layer).items()}
-        module = _new_layer(arch, layer, None, state)
+        module = new_layer(arch, layer, None, state)
         module.load_state_dict(state, assign=True)
         layers.append(module.requires_grad_(False).eval())
     norm = RMSNorm(arch.hidden_size, arch.norm_epsilon)
@@ -121,7 +121,7 @@ def load_backbone(artifact: Artifact, *, device: str = "cpu") -> Backbone:
     )
 
 
-def _new_layer(
+def new_layer(
     arch: Architecture, layer: int, window: int | None, state: dict[str, Tensor]
 ) -> DecoderLayer:
     """A layer for the tensors of `state`, which takes no memory and no time until it has them."""

@@ -34,7 +34,7 @@ _USED_SECONDS: Final = 30.0
 _LEAST_PATIENCE: Final = 0.05
 
 
-class Prober:
+class RouteProber:
     """Called with the cloud that a session had, if any: the addresses, the best one first.
 
     addresses: the preferred one first. measure: seconds of a question to one of them; raises
@@ -71,7 +71,7 @@ class Prober:
             self.round()
         with self._lock:
             if self._task is None or self._task.is_over:
-                self._task = self._clock.repeat(self._step, _EVERY_SECONDS, "collm-prober")
+                self._task = self._clock.repeat(self._step, _EVERY_SECONDS, "collm-routes")
             return self._routes.order(had)
 
     def round(self) -> None:
