@@ -22,18 +22,36 @@ from tests.contract.test_session_contract import (
 from tests.support import token_ids
 
 from collm.config import Generation, Sampling, Way
-from collm.errors import LinkError, PlacementError, PromptError, ProtocolError, Refused
-from collm.link.base import Peer
+from collm.errors import (
+    LinkError,
+    PlacementError,
+    PromptError,
+    ProtocolError,
+    Refused,
+    Unreachable,
+)
+from collm.link.base import Link, Peer
+from collm.link.memory import MemoryCloud
 from collm.model.artifact import Artifact
 from collm.policy.controller import Decision
 from collm.runtime.stage import Stage
 from collm.session.client import CloudClient
-from collm.session.cloud import CloudService
+from collm.session.cloud import CloudConversation, CloudService
 from collm.session.drafter import Guess
+from collm.session.edge import Edge
 from collm.session.run import Run
 from collm.wire.codec import ROW_FORMATS, cast_rows
 from collm.wire.encoding import decode_cloud, encode
-from collm.wire.messages import Append, Attach, Attached, Evicted, Hello, Recut, Verdict
+from collm.wire.messages import (
+    Append,
+    Attach,
+    Attached,
+    Evicted,
+    Hello,
+    Recut,
+    Verdict,
+    Welcome,
+)
 
 __all__ = ["artifact", "world"]
 LONG = Generation(max_tokens=60, ignore_eos=True, threshold=0.05)
@@ -344,6 +362,97 @@ def test_an_answer_goes_from_way_to_way_to_the_cloud(world: World, sampling: Sam
     account = edge.answer(PROMPT, made).finish()
     assert account.token_ids == reference
     assert [change.way for change in account.changes] == list(ways)
+
+
+class Partial(CloudService):
+    """A cloud that cannot take rows from everywhere, and says so or not."""
+
+    says = True
+
+    def open(self, peer: Peer) -> CloudConversation:
+        made = super().open(peer)
+        hello = made._hello
+
+        def answer(message: Hello) -> Welcome:
+            if message.cut < 2:
+                raise Refused("placement", "this cloud can start at 2, 3")
+            return replace(hello(message), cuts=(2, 3) if self.says else ())
+
+        made._hello = answer  # type: ignore[method-assign]
+        return made
+
+
+@pytest.mark.parametrize("mode", ["auto", "verified"])
+def test_a_cloud_that_begins_elsewhere_is_taken_as_it_is(artifact: Artifact, mode: str) -> None:
+    service = Partial(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    whole = Edge(artifact, mode="verified", placement=4, limits=LIMITS)
+    reference = whole.answer(PROMPT, LONG).finish().token_ids
+    with MemoryCloud(service, LIMITS) as cloud:
+        edge = Edge(
+            artifact, mode=mode, placement=3, connect=cloud.connect, wire="auto", limits=LIMITS
+        )
+        for _ in range(3):
+            account = edge.answer(PROMPT * 3, replace(LONG, mode=mode)).finish()
+        assert account.changes[-1].way.placement in (2, 3)
+        account = edge.answer(PROMPT, replace(LONG, mode=mode)).finish()
+    assert account.token_ids == reference
+
+
+def test_auto_begins_without_a_cloud_where_that_is_allowed(artifact: Artifact) -> None:
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    reference = Edge(artifact, mode="verified", placement=4, limits=LIMITS).answer(PROMPT, LONG)
+    with MemoryCloud(service, LIMITS) as cloud:
+        tries = 0
+
+        def dial() -> Link:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise Unreachable("nobody yet")
+            return cloud.connect()
+
+        edge = Edge(
+            artifact, mode="auto", placement=2, connect=dial, begin_offline=True, limits=LIMITS
+        )
+        account = edge.answer(PROMPT, replace(LONG, mode="auto")).finish()
+    assert account.token_ids == reference.finish().token_ids
+    assert any(one.reason.startswith("no cloud answers") for one in account.changes)
+    assert account.provisional == 0
+
+
+def test_an_answer_left_to_a_cloud_that_dies_is_finished_by_the_exits(artifact: Artifact) -> None:
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    cloud = MemoryCloud(service, LIMITS)
+    edge = Edge(artifact, mode="auto", placement=2, connect=cloud.connect, limits=LIMITS)
+    pieces = edge.answer(PROMPT, replace(LONG, mode="auto"))
+    certain = 0
+    for piece in pieces:
+        certain += not piece.token.provisional
+        if certain == 10:
+            cloud.close()
+    assert len(pieces.account.tokens) == 60
+    assert 0 < pieces.account.provisional <= 50
+
+
+def test_nothing_of_one_answer_goes_into_the_next(world: World) -> None:
+    edge = world.edge("auto", 3)
+    made = replace(LONG, mode="auto")
+    half = iter(edge.answer(PROMPT, made))
+    for _ in range(5):
+        next(half)
+    other = edge.answer(PROMPT, made).finish()
+    rest = len(list(half))
+    assert (len(other.tokens), rest) == (60, 55)
+    assert edge.steering is not None
+    assert edge.steering.forecaster.cloud_token.value > 0
+
+
+def test_wire_auto_without_an_exit_is_refused_in_a_line(world: World) -> None:
+    with pytest.raises(PlacementError, match="there is no exit"):
+        world.edge("verified", 0, wire="auto")
+    edge = world.edge("auto", 0)
+    made = replace(LONG, mode="auto")
+    assert edge.answer(PROMPT, made).finish().token_ids == answer(world.edge("cloud", 0), LONG)
 
 
 def test_auto_begins_and_ends_as_the_other_modes_do(world: World) -> None:

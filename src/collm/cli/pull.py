@@ -10,7 +10,7 @@ import typer
 
 from collm.cli.options import JsonOption, byte_count, numbers
 from collm.cli.remote import placed_choice, pull_shown, source_addresses
-from collm.cli.security import CaOption, CertOption, KeyOption, TokenFileOption, client_security
+from collm.cli.security import CaOption, CertOption, KeyOption, client_security
 from collm.cli.show import megabytes
 from collm.errors import UsageError
 from collm.model.manifest import Manifest
@@ -61,7 +61,10 @@ def pull_command(
     ca: CaOption = None,
     cert: CertOption = None,
     key: KeyOption = None,
-    token_file: TokenFileOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a token, which every source named here gets to see."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch what a placement needs of an artifact; what is here is not fetched again."""
@@ -73,7 +76,7 @@ def pull_command(
         fingerprint=fingerprint.strip().lower(),
         parallel=parallel,
         budget=byte_count("--disk", disk) if disk else None,
-        security=client_security(ca, cert, key, token_file),
+        security=client_security(ca, cert, key, token_file, environment=False),
     )
     chosen = None if exits is None else numbers("--exits", exits)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from collm.cli.progress import byte_bar
 from collm.errors import UsageError
+from collm.link.address import parse_address
 from collm.link.credentials import ClientSecurity
 from collm.link.source_address import is_source
 from collm.model.artifact import Artifact
@@ -59,7 +62,8 @@ def open_artifact(
 ) -> Artifact:
     """The artifact folder `text`, or what an edge needs of the artifact at the addresses `text`.
 
-    What is fetched is kept in the user's store. Raises UsageError, LinkError.
+    What is fetched is kept in the user's store. The token is the cloud's, and goes to no other
+    host. Raises UsageError, LinkError.
     """
     if not is_source(text):
         return Artifact(Path(text))
@@ -70,5 +74,15 @@ def open_artifact(
         )
     addresses = source_addresses(text)
     choose = placed_choice(mode, placement, exits)
+    clouds = {_host(address) for address in (cloud or "").split(",")}
+    if not {urlsplit(address).hostname for address in addresses} <= clouds:
+        security = replace(security, token="")
     pulled = pull_shown(addresses, choose, PullSettings(security=security))
     return Artifact(pulled.folder, fetch=pulled.fetch)
+
+
+def _host(address: str) -> str:
+    try:
+        return parse_address(address)[0].strip("[]")
+    except ValueError:
+        return ""  # told when it is dialled

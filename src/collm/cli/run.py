@@ -253,7 +253,7 @@ def run_command(
                 first_cut=first_cut,
                 draft=draft_path,
                 begin_offline=begin_offline,
-                probe=True,
+                probe=auto is None,
             )
         )
         edge.criterion(generation)

@@ -26,10 +26,15 @@ _MOST_TOKEN_BYTES = 4096
 
 
 def client_security(
-    ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    *,
+    environment: bool = True,
 ) -> ClientSecurity:
-    """What the options say. Raises UsageError."""
-    token = os.environ.get("COLLM_TOKEN", "")
+    """What the options say. environment: $COLLM_TOKEN, too, which is a cloud's. UsageError."""
+    token = os.environ.get("COLLM_TOKEN", "") if environment else ""
     if token_file is not None:
         try:
             token = token_file.read_bytes()[:_MOST_TOKEN_BYTES].decode(errors="replace")

@@ -59,6 +59,8 @@ class Fetcher:
         """Of files, whether they were of use or not."""
         self._troubles: Counter[str] = Counter()
         """Failures in a row, by origin: who has few is asked first."""
+        self._mistaken: Counter[str] = Counter()
+        """Files that came to another hash than they should, by address."""
         # Bytes are counted, ranged over and hashed as they lie on the disk: uncompressed.
         headers = {"Accept-Encoding": "identity", "User-Agent": "collm"}
         if security.token:
@@ -186,8 +188,11 @@ class Fetcher:
                 return sha256
             start_over()
             what = f"{url}: its sha256 is {digest.hexdigest()[:12]}…, not {sha256[:12]}…"
-            # What was there before may be what is wrong: then this source has its chance.
-            raise Broken(what) if begun else WrongAnswer(f"{what}; refused")
+            # What was there before may be what is wrong: then this source has its chance, once.
+            self._mistaken[url] += 1
+            if begun and self._mistaken[url] < 2:
+                raise Broken(what)
+            raise WrongAnswer(f"{what}; refused")
 
     async def _chunks(self, url: str, answer: httpx.Response) -> AsyncIterator[bytes]:
         """The bytes as they come. Raises Broken where they come too slowly."""

@@ -20,6 +20,8 @@ from collm.policy.forecast import Forecast, Forecaster
 
 BASELINE: Final = Way(mode="cloud")
 _WINDOW_TOKENS: Final = 24
+_KEPT: Final = 0.999
+"""What a token counts in the budget after each further one: clouds are not as fast for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +93,9 @@ class Controller:
         self.ways = list(ways)
         self.forecaster = forecaster
         self.rules = rules or Rules()
-        self._with_baseline = with_baseline
+        self.with_baseline = with_baseline
         self._tried: dict[Way, _Tried] = {}
-        self._spent = 0.0
-        self._tokens = 0
+        self._spent = self._tokens = 0.0
         self._since = 0
         """Tokens since the last change."""
         self.allowed = max((way.placement for way in ways), default=0)
@@ -105,9 +106,10 @@ class Controller:
         tried = self._tried.setdefault(way, _Tried())
         tried.add(tokens, seconds, self.forecaster.of(way).seconds)
         if way.mode == "cloud" and tokens:
-            self.forecaster.cloud_token.add(seconds / tokens)
-        self._spent += seconds
-        self._tokens += tokens
+            self.forecaster.cloud_took(seconds / tokens)
+        kept = _KEPT**tokens
+        self._spent = kept * self._spent + seconds
+        self._tokens = kept * self._tokens + tokens
         self._since += tokens
 
     def first(self) -> Decision:
@@ -119,14 +121,15 @@ class Controller:
         """How to go on; now: the way that tokens are made at the moment."""
         if now is not None and now.mode == "cloud":
             return Decision(way=now, seconds=self.expected(now), reason="the cloud goes on alone")
-        usable = [way for way in self.ways if way.placement <= self.allowed]
+        least = min((way.placement for way in self.ways), default=0)
+        usable = [way for way in self.ways if way.placement <= max(self.allowed, least)]
         priced = [(self.expected(way), way) for way in usable]
         priced = [(seconds, way) for seconds, way in priced if seconds == seconds]
-        plain = self.expected(BASELINE) if self._with_baseline else math.inf
+        plain = self.expected(BASELINE) if self.with_baseline else math.inf
         if not priced:
             if now is not None and now in usable:
                 return Decision(way=now, seconds=math.nan, reason="nothing is known yet")
-            if self._with_baseline:
+            if self.with_baseline:
                 return Decision(way=BASELINE, seconds=plain, reason="nothing else is known yet")
             return Decision(
                 way=(usable or self.ways)[0], seconds=math.nan, reason="the first choice"
@@ -134,17 +137,17 @@ class Controller:
         seconds, best = min(priced, key=lambda one: one[0])
         if now is not None and now.placement > self.allowed:
             return Decision(way=best, seconds=seconds, reason="memory is short: fewer layers here")
-        if self._with_baseline and plain != plain:
+        if self.with_baseline and plain != plain:
             return Decision(
                 way=BASELINE, seconds=plain, reason="to learn what the cloud alone takes"
             )
         if now is None:
             return self._begin(best, seconds, plain)
         mine = self.expected(now)
-        if self._with_baseline and plain < 0.97 * min(mine, seconds) and self._is_judged(now):
+        if self.with_baseline and plain < 0.97 * min(mine, seconds) and self._is_judged(now):
             words = f"the cloud alone takes {_ms(plain)} a token, this way {_ms(mine)}"
             return Decision(way=BASELINE, seconds=plain, reason=words)
-        if self._with_baseline and plain < mine and self._owed(now, plain, mine) > 0:
+        if self.with_baseline and plain < mine and self._owed(now, plain, mine) > 0:
             words = f"trying has cost enough: the cloud alone takes {_ms(plain)} a token"
             return Decision(way=BASELINE, seconds=plain, reason=words)
         # To move the cut is to load blocks and to run the text through them again.
@@ -161,19 +164,19 @@ class Controller:
         if tried is None:
             return forecast * self._general_ratio(way)
         if way.mode == "cloud":
-            return self.forecaster.cloud_token.value
+            return forecast
         return forecast * tried.ratio
 
     def table(self) -> list[tuple[Way, Forecast, float]]:
         """Every way with its forecast and what is expected, cheapest first; for people."""
-        ways = [*self.ways, *([BASELINE] if self._with_baseline else [])]
+        ways = [*self.ways, *([BASELINE] if self.with_baseline else [])]
         rows = [(way, self.forecaster.of(way), self.expected(way)) for way in ways]
         return sorted(rows, key=lambda row: math.inf if row[2] != row[2] else row[2])
 
     def _begin(self, best: Way, seconds: float, plain: float) -> Decision:
         doubtful = seconds if best in self._tried else seconds * (1 + self.rules.doubt)
         words = f"{_ms(seconds)} a token are expected, {_ms(plain)} from the cloud alone"
-        if not self._with_baseline or doubtful < plain:
+        if not self.with_baseline or doubtful < plain:
             return Decision(way=best, seconds=seconds, reason=words)
         if seconds < 0.97 * plain and self._owed(best, plain, doubtful) <= 0:
             return Decision(way=best, seconds=seconds, reason=f"a trial: {words}")

@@ -31,6 +31,8 @@ _PRIOR: Final = 24.0
 _KEPT: Final = 0.995
 """What a position's weight is after each further one."""
 _QUESTION_BYTES: Final = 24
+_CHANGED: Final = 1.5
+"""Less is within what estimates vary by."""
 _SMOOTHED: Final = 0.2
 _TRIP_SECONDS: Final = 10.0
 """The least round trip counts for so long (BBR, Cardwell et al. 2016)."""
@@ -145,7 +147,8 @@ class LinkEstimate:
         if byte_count < _FEW_BYTES or least != least:
             self._trips.append((now, seconds))
             return
-        self._trips.append((now, max(least, seconds - 8 * byte_count / self.bits_per_second)))
+        trip = max(least, seconds - 8 * byte_count / self.bits_per_second)
+        self._trips.append((now, min(seconds, trip)))
         excess = seconds - least
         self._bytewise.append(excess / byte_count if excess > _NOISE_SECONDS else 0.0)
         if len(self._bytewise) == _ROUNDS:
@@ -153,10 +156,11 @@ class LinkEstimate:
             self.bits_per_second = 8 / quickest if quickest else math.inf
 
     def probed(self, now: float, round_trip: float, bits_per_second: float) -> None:
-        """What a probe found."""
+        """What a probe found; a rate of 0: none."""
         self._trips.append((now, round_trip))
-        self._bytewise.clear()
-        self.bits_per_second = bits_per_second
+        if bits_per_second:
+            self._bytewise.clear()
+            self.bits_per_second = bits_per_second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +191,8 @@ class Forecaster:
     """Seconds a drafted token, by placement."""
     judged: dict[int, Judged] = field(default_factory=dict)
     """By the cut of the exit."""
+    _pace: float = math.nan
+    """What verdicts said when the cloud alone was last measured."""
 
     def exit(self, cut: int) -> Judged:
         """What is known of the exit at this cut."""
@@ -209,12 +215,25 @@ class Forecaster:
         # A head and an exit's layer cost about as much as five layers of the embedded model's.
         return seconds * (placement + 5) / (cut + 5)
 
+    def cloud_took(self, seconds: float) -> None:
+        """A token of the cloud alone came after so long."""
+        self.cloud_token.add(seconds)
+        self._pace = self.cloud.seconds(2, 1.0)
+
+    def _cloud_alone(self) -> float:
+        """What a token takes then; where verdicts say that it has changed since, by as much."""
+        now = self.cloud.seconds(2, 1.0)
+        if not self.cloud_token.is_known:
+            return now
+        change = now / self._pace if self._pace > 0 and now > 0 else 1.0
+        if 1 / _CHANGED < change < _CHANGED:
+            change = 1.0
+        return self.cloud_token.value * min(10.0, max(0.1, change))
+
     def of(self, way: Way) -> Forecast:
         """What a token costs this way; NaN where too little is known."""
         if way.mode == "cloud":
-            seconds = self.cloud_token.value
-            if not self.cloud_token.is_known:
-                seconds = self.cloud.seconds(2, 1.0)
+            seconds = self._cloud_alone()
             return Forecast(seconds=seconds, bytes_up=0.5, cloud_seconds=seconds)
         cuts = way.exits if way.exits is not None else (way.placement,)
         sure, right = self.exit(cuts[-1]).sure(way.threshold) if cuts else (0.0, 0.0)

@@ -33,6 +33,7 @@ from collm.session.standing import Question, Standing
 from collm.wire.encoding import encode
 from collm.wire.handshake import hello_of
 from collm.wire.messages import (
+    CloudMessage,
     Crop,
     Scored,
     Verdict,
@@ -255,7 +256,11 @@ class Asking(Closing):
 
         Raises LinkTimeout.
         """
-        verdict = self._expect(Verdict, timeout, while_up=while_up)
+        reply = self.connection.receive(timeout, while_up=while_up)
+        if not self._at.questions:  # only void ones were out, and another cloud is not asked them
+            self.connection.push_back(reply)
+            return None, 0.0
+        verdict = _of_kind(Verdict, reply)
         question = self._at.questions.popleft()  # the cloud answers in order
         check_verdict(verdict, question, self._vocabulary)
         self._at.note_answer(question, verdict.accepted)
@@ -302,7 +307,10 @@ class Asking(Closing):
         self._run_to = min(self._run_to, position)
 
     def _expect(self, kind: type[M], timeout: float | None = None, *, while_up: bool = False) -> M:
-        reply = self.connection.receive(timeout, while_up=while_up)
-        if not isinstance(reply, kind):
-            raise ProtocolError(f"expected a {kind.__name__}, got {type(reply).__name__}")
-        return reply
+        return _of_kind(kind, self.connection.receive(timeout, while_up=while_up))
+
+
+def _of_kind(kind: type[M], reply: CloudMessage) -> M:
+    if not isinstance(reply, kind):
+        raise ProtocolError(f"expected a {kind.__name__}, got {type(reply).__name__}")
+    return reply

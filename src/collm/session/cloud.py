@@ -43,6 +43,7 @@ from collm.wire.messages import (
     Heartbeat,
     Hello,
     Pong,
+    Recut,
     Token,
     Verdict,
     Verify,
@@ -160,6 +161,10 @@ class CloudConversation:
         if evicted:
             yield from self._say_evicted()
             return
+        if isinstance(message, Recut) and message.cut < held.cut:
+            # It makes the cloud run the whole text through more layers.
+            charge = self._charge(tokens=held.position)
+            self.pause_seconds = max(self.pause_seconds, charge)
         rows = held.pending + (len(message.token_ids) if isinstance(message, Ask) else 0)
         kind = type(message).__name__.lower()
         if isinstance(message, (Append, Ask)):
@@ -229,6 +234,7 @@ class CloudConversation:
             session_id=self._id,
             max_positions=held.max_positions,
             model_layers=stage.architecture.layers,
+            cuts=_cuts(stage, hello.cut),
         )
 
     def _pong(self, heartbeat: Heartbeat) -> Iterator[bytes]:
@@ -288,6 +294,12 @@ class CloudConversation:
     def _check_owner(self, held: HeldSession) -> None:
         if not self._service.sessions.owns(self._id, held):
             raise Refused("protocol", "the session goes on over another link")
+
+
+def _cuts(stage: Stage, cut: int) -> tuple[int, ...]:
+    """Where a session from `cut` may take its rows: lower ones need the layers from 0 on."""
+    cuts = stage.bounds[:-1]
+    return cuts if stage.layers.start == 0 else tuple(one for one in cuts if one >= cut)
 
 
 def _count(reply: CloudMessage, full_model: str) -> int:

@@ -88,6 +88,9 @@ class Connection:
         self._bytes_up = self._bytes_down = 0
         self.greeted_in = math.nan
         """Seconds from the first Hello to its Welcome: a round trip to an idle cloud."""
+        self.cuts: frozenset[int] = frozenset()
+        """Layers that rows may come from, as the cloud says; empty: it does not."""
+        self._pushed: list[CloudMessage] = []
         self.reconnects = 0
         """Links that followed the first."""
         self.replayed = 0
@@ -132,6 +135,8 @@ class Connection:
         CloudAway at once while there is no link.
         Raises Unreachable when no cloud was found within `limits.resume_seconds` of a break.
         """
+        if self._pushed:
+            return self._pushed.pop()
         seconds = self._limits.verdict_seconds if timeout is None else timeout
         due = self._clock.now() + seconds
         while True:
@@ -166,6 +171,10 @@ class Connection:
                 self._given_up_at, self._breaks = None, 0
                 return message
 
+    def push_back(self, message: CloudMessage) -> None:
+        """It answers something else: the next `receive` returns it."""
+        self._pushed.append(message)
+
     def close(self) -> None:
         """Say goodbye and end the link. Idempotent."""
         self._dial = None
@@ -186,7 +195,8 @@ class Connection:
         for left in range(choices(dial) - 1, -1, -1):
             greeted_at = self._clock.now()
             try:
-                self._session_id = greet(link, self._hello, self._limits).session_id
+                welcome = greet(link, self._hello, self._limits)
+                self._session_id, self.cuts = welcome.session_id, frozenset(welcome.cuts)
                 self._link, self.greeted_in = link, self._clock.now() - greeted_at
                 return
             except LinkError as error:
@@ -202,7 +212,7 @@ class Connection:
                     self._begin_without(dial, link)
                     return
                 self._link, welcome = self._first_link(dial, link, error)
-                self._session_id = welcome.session_id
+                self._session_id, self.cuts = welcome.session_id, frozenset(welcome.cuts)
                 return
 
     def _first_link(
@@ -262,6 +272,7 @@ class Connection:
         self._redial = None
         self._given_up_at += self._clock.now() - redial.found_at  # it was there, and not needed
         self._link, welcome = found
+        self.cuts = frozenset(welcome.cuts)
         if self._session_id:
             self.reconnects += 1
             metrics.RECONNECTS.inc()

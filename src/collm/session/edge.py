@@ -28,6 +28,7 @@ from collm.policy.observation import Criterion
 from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
+from collm.session.auto import Course, auto
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.events import Account, EmittedToken, Piece, Preview
@@ -39,7 +40,7 @@ from collm.session.pressure import Pressure
 from collm.session.probing import Prober
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
-from collm.session.steering import LOSSLESS, Steering, auto, ways_of
+from collm.session.steering import LOSSLESS, Steering, ways_of
 from collm.session.text import TextOut
 from collm.session.threshold import threshold
 from collm.session.verified import verified
@@ -115,7 +116,9 @@ class Edge(Closing):
         if not self._is_whole and (mode == "auto" or wire == "auto"):
             placements = [cut for cut in artifact.manifest.cuts if cut <= placement]
             wires = LOSSLESS if wire == "auto" or (mode == "auto" and wire == "f32") else (wire,)
-            ways = ways_of(artifact, placements[::-1], wires)
+            ways = ways_of(self.exits, placements[::-1], wires)
+            if not ways and mode == "verified":
+                raise PlacementError(f"wire format auto with {placement} layers: there is no exit")
             self.steering = Steering(
                 artifact,
                 ways,
@@ -185,7 +188,7 @@ class Edge(Closing):
             max_positions=context,
             wire=self.wire,
             pacer=self._pacer,
-            steer=steer or self.steering,
+            steer=steer or (Course(self.steering) if self.steering is not None else None),
             place=self.place,
             criterion_at=None if generation.criterion else self._criterion_at,
             oracle=foretell,

@@ -231,7 +231,10 @@ class HeldSession:
             message.wire_format == "ids"
         ):
             raise ProtocolError(f"a recut to layer {message.cut} in {message.wire_format[:40]!r}")
-        if message.cut not in (cuts := self._stage.bounds[:-1]):
+        cuts = self._stage.bounds[:-1]
+        if self._stage.layers.start:  # what lies below cannot be made up from ids here
+            cuts = tuple(cut for cut in cuts if cut >= self.cut)
+        if message.cut not in cuts:
             raise Refused(
                 "placement",
                 f"the client wants the cloud to start at layer {message.cut}, this cloud can start "

@@ -75,6 +75,24 @@ def standalone(run: Run) -> Tokens:
         yield token
 
 
+def exits_alone(run: Run) -> Generator[EmittedToken, None, None]:
+    """The answer's end where the cloud that made it has gone: provisional."""
+    session = stage_of(run).open(exact=False)
+    session.append_ids(run.ids)
+    drafter = run.drafter(session, exits_before_the_end(run))
+    with run.at_edge():
+        drafter.read_prompt(run.ids)
+    while run.remaining > 0:
+        with run.at_edge():
+            made = answer_of(drafter.guess(run.ids))
+        token = run.emit_reading(made.reading, made.by, provisional=True)
+        drafter.write(token.token_id, token.confidence or 0.0, made.reading.entropy)
+        run.ids.append(token.token_id)
+        if run.remaining > 0:
+            session.append_ids([token.token_id])
+        yield token
+
+
 def whole(run: Run) -> Tokens:
     """Every layer here, one token at a time, in exact mode."""
     session = stage_of(run).open()

@@ -31,6 +31,8 @@ _BUDGET_SECONDS = 2.0
 _LONG_SECONDS = 0.12
 """A padded frame that takes so much longer than a bare one is timed well enough."""
 _FIRST_PADDING = 2048
+_PATIENCE_SECONDS = 1.5
+"""For a cloud that is measuring; an edge server has nothing to tell."""
 _GROWTH = 4
 _GENERATED = 24
 _ASKED = 6
@@ -43,6 +45,8 @@ class Probed:
     link: LinkProfile
     cloud: CloudProfile
     at: float
+    is_new: bool = True
+    """Whether the rate up was measured this time, and is not an older one."""
     unknown: tuple[str, ...] = ()
     """What an older cloud did not tell."""
 
@@ -108,8 +112,7 @@ def session_seconds(
 class Prober(Closing):
     """Probes every `every` seconds in the background; `latest` never waits.
 
-    It takes at most `share` of the measured rate. A link that breaks is replaced at the next turn;
-    until then `latest` stays what it was.
+    It takes at most `share` of the measured rate. While nobody answers `latest` stays what it was.
     """
 
     def __init__(
@@ -144,23 +147,22 @@ class Prober(Closing):
     def _run(self) -> None:
         while not self._done.is_set():
             try:
-                with self._connect() as link:
-                    self._watch(_Heartbeats(link, self._limits))
+                with self._connect() as link:  # a new one each time: an idle one takes a place
+                    self._look(_Heartbeats(link, self._limits, self._done))
             except (LinkError, ProtocolError):
                 pass  # tried again below; nobody waits for it
             self._done.wait(self._every)
 
-    def _watch(self, beats: _Heartbeats) -> None:
-        """Probe over one link until it breaks or all is over."""
-        self._keep(beats.measure(3, budget=0.0))
-        while not self._done.wait(self._every):
-            latest = self._latest
-            assert latest is not None
-            link = latest.link
-            rates = [one for one in (link.up_bits, link.down_bits, self.felt_bits) if one]
-            # Half of the share for each way; a link without a known rate is not loaded at all.
-            room = self._share * self._every * min(rates, default=0.0) / 8 / 2
-            self._keep(beats.measure(2, budget=0.5, most=int(room)))
+    def _look(self, beats: _Heartbeats) -> None:
+        latest = self._latest
+        if latest is None:
+            self._keep(beats.measure(3, budget=0.0))
+            return
+        link = latest.link
+        rates = [one for one in (link.up_bits, link.down_bits, self.felt_bits) if one]
+        # Half of the share for each way; a link without a known rate is not loaded at all.
+        room = self._share * self._every * min(rates, default=0.0) / 8 / 2
+        self._keep(beats.measure(2, budget=0.5, most=int(room)))
 
     def _keep(self, found: Probed) -> None:
         """Rates that were not measured this time stay what they were."""
@@ -173,17 +175,19 @@ class Prober(Closing):
                 connect=before.link.connect,
             )
             cloud = found.cloud if found.cloud.costs else before.cloud
-            found = replace(found, link=link, cloud=cloud)
+            found = replace(found, link=link, cloud=cloud, is_new=found.link.up_bits > 0)
         self._latest = found
 
 
 class _Heartbeats:
     """Heartbeats over one link."""
 
-    def __init__(self, link: Link, limits: Limits) -> None:
+    def __init__(self, link: Link, limits: Limits, done: threading.Event | None = None) -> None:
         self._link = link
         self._limits = limits
         self._nonce = 0
+        self._done = done or threading.Event()
+        """Nobody wants to know any more."""
 
     def measure(self, count: int, budget: float, most: int | None = None) -> Probed:
         """Trips, rates and figures. most: bytes that one way may be loaded with; None: any."""
@@ -230,13 +234,12 @@ class _Heartbeats:
 
     def figures(self) -> Figures | None:
         """What the cloud says; where somebody else makes it measure, a little later."""
-        deadline = time.perf_counter() + self._limits.probe_seconds
+        deadline = time.perf_counter() + min(_PATIENCE_SECONDS, self._limits.probe_seconds)
         while True:
             _, pong = self._beat(Heartbeat(nonce=0, wants_figures=True))
             is_told = pong.figures is None or pong.figures.costs
-            if is_told or time.perf_counter() + 0.2 > deadline:
+            if is_told or time.perf_counter() + 0.2 > deadline or self._done.wait(0.2):
                 return pong.figures
-            time.sleep(0.2)
 
     def _beat(self, heartbeat: Heartbeat | None = None) -> tuple[float, Pong]:
         """Seconds until the answer, and the answer."""

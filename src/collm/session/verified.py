@@ -25,7 +25,14 @@ from collm.runtime.stage import StageSession
 from collm.session.client import CloudClient
 from collm.session.drafter import Drafter, Guess
 from collm.session.events import EmittedToken, Preview
-from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of, the_rest
+from collm.session.modes import (
+    FULL_MODEL,
+    Tokens,
+    answer_of,
+    exits_alone,
+    stage_of,
+    the_rest,
+)
 from collm.session.offline import preview
 from collm.session.run import Run
 from collm.wire.messages import Verdict
@@ -189,6 +196,7 @@ class _Draft:
             self.ended = True
             return
         run.account.drafted += 1
+        run.account.guessed += 1
         self._write(reading, upload=False)
 
     def previews(self) -> Generator[Preview, None, None]:
@@ -255,9 +263,20 @@ class _Draft:
         run, client = self.run, self.client
         self.wanted = None
         self._go_back(self.settled)
+        cuts = client.connection.cuts
+        begins = 0 if way.mode == "cloud" or way.wire == "ids" else way.placement
+        if cuts and begins not in cuts:
+            assert run.steer is not None
+            run.steer.unusable(way)
+            return
         if way.mode == "cloud":
             client.recut(0, "ids")
-            yield from the_rest(run, client, self.room)
+            try:
+                yield from the_rest(run, client, self.room)
+            except Unreachable:
+                if not self.drafter.has_exits:
+                    raise
+                yield from exits_alone(run)
             self.settled = run.max_positions  # there is nothing more to come
             return
         exits = run.exits if way.exits is None else way.exits

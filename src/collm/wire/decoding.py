@@ -293,7 +293,13 @@ def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:
         session_id=checks.text("session id", body.session_id, limits),
         max_positions=checks.bounded("max positions", body.max_positions, limits.max_positions),
         model_layers=checks.bounded("model layers", body.model_layers, limits.max_layers),
+        cuts=_cuts(body, limits),
     )
+
+
+def _cuts(body: pb.Welcome, limits: Limits) -> tuple[int, ...]:
+    checks.counted("cuts", len(body.cuts), limits.max_layers)
+    return tuple(checks.bounded("cut", cut, limits.max_layers) for cut in body.cuts)
 
 
 def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:

@@ -207,6 +207,8 @@ class Welcome:
     session_id: str
     max_positions: int
     model_layers: int
+    cuts: tuple[int, ...] = ()
+    """Layers that the session's rows may come from, now or after a Recut; empty: not said."""
 
 
 @dataclass(frozen=True, kw_only=True)

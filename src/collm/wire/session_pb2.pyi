@@ -204,20 +204,22 @@ class Bye(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol_minor", "position", "software", "session_id", "max_positions", "model_layers")
+    __slots__ = ("protocol_minor", "position", "software", "session_id", "max_positions", "model_layers", "cuts")
     PROTOCOL_MINOR_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     MODEL_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
     protocol_minor: int
     position: int
     software: str
     session_id: str
     max_positions: int
     model_layers: int
-    def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ...) -> None: ...
+    cuts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ..., cuts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted", "exit_cut")

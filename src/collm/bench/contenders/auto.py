@@ -16,7 +16,7 @@ class AutoAnswerer(SettingAnswerer):
         super().__init__(around, Setting(mode="auto", placement=around.placement))
         self._around = around
         cuts = [cut for cut in around.artifact.manifest.cuts if cut <= around.placement]
-        self._ways = ways_of(around.artifact, cuts[::-1], LOSSLESS)
+        self._ways = ways_of(self._edge.exits, cuts[::-1], LOSSLESS)
         self._steerings: dict[str, Steering] = {}
 
     def answer(self, prompt_ids: Sequence[int], tokens: int, own: Sequence[int]) -> Reply:
