@@ -129,7 +129,8 @@ def memory_bytes(candidate: Candidate, world: World) -> int:
     blocks = device.bounds.index(candidate.placement)
     whole = blocks == len(device.block_bytes)
     need += device.stage_bytes + sum(device.block_bytes[:blocks])
-    if candidate.mode != "verified" or whole:  # verified runs a prompt in short pieces
+    # Verified runs a prompt in short pieces, as its rows go up; where ids do, all at once.
+    if candidate.mode != "verified" or whole or candidate.wire == "ids":
         rows = min(1.0, world.context / _LONG_ROWS)
         need += int(rows * sum(device.prefill_bytes[:blocks]))
     need += sum(device.exit_bytes[cut] for cut in candidate.exits)
@@ -152,7 +153,6 @@ def is_lossless(candidate: Candidate) -> bool:
 def _path_bytes(name: str, world: World) -> int:
     """Its layers, its head, its cache, and the states before and after its layers."""
     device, path = world.device, world.device.paths[name]
-    # The prompt goes through at once: to the cloud go ids, which wait for no layer.
     prefill = int(min(1.0, world.context / _LONG_ROWS) * path.prefill_bytes)
     a_position = path.kv_bytes + 2 * device.row_bytes
     return path.bytes + prefill + device.head_bytes[path.head] + world.context * a_position
