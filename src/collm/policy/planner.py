@@ -144,7 +144,9 @@ def _drafting(world: World, wish: Wish) -> Iterator[Candidate]:
     if wish.exits is not None or "ids" not in _wires(world, wish):
         return
     known = [name for name in world.acceptance.paths if name in world.device.paths]
-    for name in known if wish.draft_path is None else [wish.draft_path]:
+    for name in known:
+        if wish.draft_path not in (None, name):
+            continue
         for threshold, draft, ahead in _ways_of_drafting(wish):
             yield Candidate(
                 mode="verified",
