@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.corpora import random_corpus
 from tests.exit_files import exit_file
-from tests.support import random_artifact, tree
+from tests.support import random_artifact, token_ids, tree
 from typer.testing import CliRunner
 
 from collm.cli.main import app, main
@@ -222,6 +223,55 @@ def test_bad_input_is_refused_in_one_line(
     assert tree(artifact.folder) == before
 
 
+def test_an_exit_is_tuned_on_the_states_that_it_will_read(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from collm.tune.backbone import load_backbone
+    from collm.tune.draft_backbone import draft_backbone
+
+    ids = token_ids(5, 40)
+    channels = {2: np.delete(np.arange(96), np.arange(0, 64, 2))}
+    plan = DraftPlan(name="thin", cut=3, layers=(0, 2), channels=channels, weights="fp32")
+    add_draft(artifact.folder, plan, None)
+    session = DraftStage(Artifact(artifact.folder), "thin").open()
+    session.append_ids(ids)
+    full = load_backbone(artifact)
+    model = draft_backbone(full, artifact, plan)
+    first, second, last = model.path_states(torch.tensor([ids]), (1, 2, 3))
+    assert last[0].numpy() == pytest.approx(session.hidden_at(3, 0), rel=1e-3, abs=1e-4)
+    assert torch.equal(first, second)  # layer 1 is not there
+    assert torch.equal(first, full.states(torch.tensor([ids]), (1,))[0])
+    assert model.fingerprint != full.fingerprint
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_tuned_exits_of_other_families_come_out_as_they_went_in(
+    tmp_path: Path, family: str
+) -> None:
+    pytest.importorskip("torch")
+    layers = {"head_dim": 32, "layer_types": ["full_attention"] * 4}
+    artifact = random_artifact(
+        tmp_path / "a", cuts=CUTS, weights="int4", model_type=family, **layers
+    )
+    corpus = random_corpus(tmp_path / "corpus.jsonl", artifact)
+    how = ["--data", corpus, "--tokens", 1000, "--shortlist", 288, "--threads", 1]
+    run("tune", artifact.folder, "--exits", 2, *how, "--work", tmp_path / "work", "--json")
+    given = load_file(tmp_path / "work" / "exits" / "exit-02.safetensors")
+    got = load_file(copy_exit(Artifact(artifact.folder), 2, tmp_path / "copy"))
+    assert got.keys() == given.keys()
+    assert all((got[name] == given[name]).all() for name in given)
+
+
+def test_a_path_can_be_taken_out(artifact: Artifact, refused: Any) -> None:
+    before = tree(artifact.folder)
+    file = copy_exit(artifact, 3, artifact.folder.parent / "copy")
+    add_draft(artifact.folder, DraftPlan(name="one", cut=3, layers=(0,)), file)
+    assert "no draft path" in run("compress", artifact.folder, "--name", "one", "--remove")
+    assert tree(artifact.folder) == before
+    assert "has none" in refused("compress", artifact.folder, "--name", "one", "--remove")
+
+
 # ---------------------------------------------------------------- collm bench compress
 
 
@@ -252,7 +302,7 @@ def test_the_bench_compares_and_goes_on(artifact: Artifact, corpus: Path, tmp_pa
     for v in raw["variants"]:
         assert v["agreement"] is not None and len(v["seconds"]) == 2
         assert v["memory_bytes"] > 0
-    assert "Draft paths up to layer 3" in text and "baseline" in text
+    assert "Draft paths up to layer 3" in text and "smaller and faster than int8" in text
     assert page.read_text().startswith(f"before\n{BEGIN}\n") and "old" not in page.read_text()
     assert markdown(raw) in page.read_text() and page.read_text().endswith(f"{END}\nafter\n")
     # The same command measures only the time again, and a table is made from figures alone.
@@ -301,12 +351,12 @@ def test_what_counts_is_smaller_faster_and_as_good() -> None:
     made = {line.label: line for line in lines(raw)}
     assert [name for name, line in made.items() if line.counts] == ["good"]
     assert made["good"].loss == pytest.approx(0.019)
-    assert made["good"].cells[-1] == "-1.9 points, **smaller, faster**"
-    assert made["worse"].cells[-1] == "-2.1 points" and made["int8"].cells[-1] == "baseline"
-    assert made["good"].cells[6].startswith("1.33 ×")
+    assert made["good"].cells[-2:] == ("-1.9", "yes")
+    assert made["worse"].cells[-2:] == ("-2.1", "") and made["int8"].cells[-2:] == ("int8", "")
+    assert made["good"].cells[6].startswith("1.33 (")
     assert answer(raw).endswith("good up to 15.")
     assert "No variant" in answer({**raw, "variants": raw["variants"][:1]})
-    assert "| good | 15 | 47.0 | 48.1 | 1.00 |" in markdown(raw)
+    assert "| good | 15 × 1536 | 47.0 | 48.1 | 1.00 |" in markdown(raw)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": "collm-compress"}', "[" * 9999])

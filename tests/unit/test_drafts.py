@@ -77,6 +77,18 @@ def test_a_path_of_all_layers_is_the_chain_of_blocks(
     assert (end_state(artifact, "bare") == whole.hidden_at(3, 0)).all()
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_other_families_make_paths_too(tmp_path: Path, family: str) -> None:
+    windows = {"head_dim": 32, "sliding_window": 6,
+               "layer_types": ["sliding_attention", "full_attention"] * 2}  # fmt: skip
+    artifact = random_artifact(
+        tmp_path / "a", cuts=CUTS, weights="int4", model_type=family, **windows
+    )
+    whole = Stage(artifact, range(3)).open()
+    whole.append_ids(IDS)
+    assert (end_state(with_draft(artifact)) == whole.hidden_at(3, 0)).all()
+
+
 def test_a_path_leaves_out_what_it_is_told_to(tmp_path: Path) -> None:
     artifact = with_draft(random_artifact(tmp_path / "artifact", cuts=CUTS), layers=(0, 2))
     stage = Stage(artifact, range(3))

@@ -12,6 +12,7 @@ from rich.console import Console
 from collm.cli.bench_capacity import capacity_command, scaling_command
 from collm.cli.bench_compress import compress_bench_command
 from collm.cli.bench_peers import peers_command
+from collm.cli.bench_plan import plan_bench_command
 from collm.cli.bench_report import report_command
 from collm.cli.bench_table import table_command
 from collm.cli.bench_tiers import tiers_command
@@ -37,6 +38,7 @@ bench.command("table")(table_command)
 bench.command("report")(report_command)
 bench.command("capacity")(capacity_command)
 bench.command("peers")(peers_command)
+bench.command("plan")(plan_bench_command)
 bench.command("scaling")(scaling_command)
 bench.command("wire")(wire_command)
 bench.command("adapt")(adapt_command)

@@ -112,7 +112,7 @@ def _print(console: Console, title: str, cut: int, made: list[Any]) -> None:
     table = plain_table(title, list(COLUMNS))
     for line in made:
         if line.cut == cut:
-            table.add_row(*(cell.replace("**", "") for cell in line.cells))
+            table.add_row(*line.cells)
     console.print(table)
 
 

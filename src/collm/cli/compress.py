@@ -24,6 +24,7 @@ from collm.cli.progress import counting_bar
 from collm.cli.run import default_placement
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
+from collm.model.drafts import draft_bytes, draft_memory, remove_draft
 
 if TYPE_CHECKING:
     from collm.tune.compress import Made, Tuner
@@ -84,6 +85,9 @@ def compress_command(
         Path | None,
         typer.Option(help="Folder to keep the run in; default: ARTIFACT-tune.", show_default=False),
     ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the path of this name out again.")
+    ] = False,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -100,6 +104,10 @@ def compress_command(
     from collm.tune.scores import choose_examples
 
     opened = Artifact(artifact)
+    if remove:
+        left = remove_draft(artifact, name).drafts
+        typer.echo(f"{artifact}: {', '.join(e.name for e in left) or 'no draft path'} left")
+        return
     cores = thread_count(threads)
     wanted = Wanted(
         name=name,
@@ -200,7 +208,6 @@ def _said(line: str) -> None:
 
 
 def _report(made: Made, seconds: float, as_json: bool) -> None:
-    from collm.model.drafts import draft_bytes, draft_memory
     from collm.tune.choosing import POSITIONS
 
     entry, score = made.entry, made.best

@@ -175,7 +175,8 @@ class _Talk:
         self.told.down += self.frames.verdict
         self.cloud_free = max(self.cloud_free, arrival) + seconds
         size = self.frames.verdict + self.frames.overhead
-        return self.cloud_free + way(self.link, size, self.link.down_bits)
+        beside = self.link.round_seconds
+        return self.cloud_free + way(self.link, size, self.link.down_bits) + beside
 
     def done(self) -> Told:
         """The account."""

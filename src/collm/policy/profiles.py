@@ -185,6 +185,8 @@ class LinkProfile:
     down_bits: float = 0.0
     connect: float = 0.0
     """Until a session may begin: the connection and its handshakes, a Hello not yet counted."""
+    round_seconds: float = 0.0
+    """What a question takes beside its trip and the cloud's computing."""
     trip_cpu: float = 0.0
     """CPU time of the edge for one frame there and one back."""
 

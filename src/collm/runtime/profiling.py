@@ -14,7 +14,6 @@ texts much longer than 128 positions.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import time
@@ -40,13 +39,14 @@ from collm.runtime.exits import ExitHead, ExitSession
 from collm.runtime.hardware import (
     condition,
     cpu_limits,
+    give_back,
     hardware_words,
     held_memory,
     usable_memory,
 )
 from collm.runtime.onnx_backend import OnnxBackend
 from collm.runtime.rows import RowBuffer
-from collm.runtime.timed_parts import Call, Part, Wanted, mean_cost
+from collm.runtime.timed_parts import Call, Part, Wanted, data_file, mean_cost, weight_bytes
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -59,6 +59,10 @@ _PIECE = 32
 _PAST = 128
 """Positions that a block has behind it when it is timed."""
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
+_ROOM = 3
+"""Weights take up to so many times their size while they are loaded and timed."""
+_LOADING = 2.5
+"""A part takes up to so many times its size while it is loaded."""
 _CODE_SHARE = 0.2
 """Of the pages of code and files that a process has touched: what it goes on using. The others can
 be dropped, and a control group counts none that others brought in."""
@@ -106,6 +110,7 @@ def measure_device(
     held: dict[str, int] = {}
     prefill: dict[str, int] = {}
     missing: set[str] = set()
+    too_large: set[str] = set()
     for number, count in enumerate(tried):
         found = _Found(artifact, count, is_stopped=limits.quota > 0)
         if progress is not None:
@@ -115,6 +120,7 @@ def measure_device(
             held.setdefault(name, size)
         prefill = prefill or found.prefill
         missing |= found.missing
+        too_large |= found.too_large
         costs.append(found.costs())
         if threads is None and len(costs) > 1:
             blocks = len(manifest.blocks)
@@ -126,6 +132,16 @@ def measure_device(
     spans = [block.last - block.first for block in manifest.blocks]
     position = 2 * 4 * arch.kv_heads * arch.head_size
     notes = [f"{name} is not here: taken from the others" for name in sorted(missing)]
+    notes += [f"{name} does not fit here: taken from the others" for name in sorted(too_large)]
+    chains = [b.graph for b in manifest.blocks] + [path.graph for path in manifest.drafts]
+    known = [(held[graph], weight_bytes(artifact, graph)) for graph in chains if graph in held]
+    ratio, more = max(got / max(1, size) for got, size in known), max(prefill.values())
+
+    def takes(graph: str | None, name: str) -> int:
+        """Bytes: as measured, never less than the file's; as the blocks do, where it was not."""
+        size = weight_bytes(artifact, graph)
+        return max(size, held[name] if name in held else int(ratio * size))
+
     return DeviceProfile(
         artifact=artifact_key(artifact),
         hardware=hardware_words(),
@@ -138,25 +154,17 @@ def measure_device(
         quota_period=limits.period,
         memory_bytes=usable_memory(),
         base_bytes=base + int(_CODE_SHARE * _code_bytes()) + _TALK_BYTES,
-        block_bytes=tuple(
-            max(_size(artifact, block.graph), held.get(block.graph, 0)) for block in manifest.blocks
-        ),
-        exit_bytes={
-            entry.cut: max(_size(artifact, entry.graph), held.get(f"exit {entry.cut}", 0))
-            for entry in manifest.exits
-        },
+        block_bytes=tuple(takes(block.graph, block.graph) for block in manifest.blocks),
+        exit_bytes={e.cut: takes(e.graph, f"exit {e.cut}") for e in manifest.exits},
         exit_heads={entry.cut: entry.head for entry in manifest.exits},
-        head_bytes={
-            name: max(_size(artifact, head.graph), held.get(head.graph, 0))
-            for name, head in manifest.heads.items()
-        },
-        prefill_bytes=tuple(prefill.get(block.graph, 0) for block in manifest.blocks),
+        head_bytes={name: takes(head.graph, head.graph) for name, head in manifest.heads.items()},
+        prefill_bytes=tuple(prefill.get(b.graph, more) for b in manifest.blocks),
         kv_bytes=tuple(span * position for span in spans),
         row_bytes=4 * arch.hidden_size,
         paths={
             entry.name: PathSize(
-                bytes=max(_size(artifact, entry.graph), held.get(entry.graph, 0)),
-                prefill_bytes=prefill.get(entry.graph, 0),
+                bytes=takes(entry.graph, entry.graph),
+                prefill_bytes=prefill.get(entry.graph, more),
                 kv_bytes=position * (len(entry.layers) + entry.exit_layers),
                 head=entry.head,
             )
@@ -183,13 +191,14 @@ class _Found:
         self.held: dict[str, int] = {}
         self.prefill: dict[str, int] = {}
         self.missing: set[str] = set()
+        self.too_large: set[str] = set()
 
     def measure(self, budget: float) -> None:
         """Load as much as memory takes, time it in turns, go on with the rest."""
         todo = self._wanted()
         number = len(todo)
         while todo:
-            room = (usable_memory() - held_memory()) // 2
+            room = (usable_memory() - held_memory()) // _ROOM
             taken = [todo.pop(0)]
             while todo and sum(map(self._bytes, [*taken, todo[0]])) < room:
                 taken.append(todo.pop(0))
@@ -201,10 +210,10 @@ class _Found:
                 self.held[part.name] = part.held
             del parts, backend
             self._heads.clear()
-            gc.collect()
+            give_back()
 
     def _bytes(self, part: Wanted) -> int:
-        return sum(_size(self._artifact, name) for name in part.files)
+        return sum(weight_bytes(self._artifact, name) for name in part.files)
 
     def costs(self) -> ThreadCosts:
         """With what is missing taken from what is there."""
@@ -219,8 +228,8 @@ class _Found:
         known_exits = [cost for cost in exits.values() if cost is not None]
         head = self._known.get(manifest.heads["full"].graph)
         if head is None:  # one row of it reads as many bytes a second as a block's does
-            sizes = [_size(self._artifact, b.graph) for b in manifest.blocks]
-            ratio = _size(self._artifact, manifest.heads["full"].graph) / max(1, max(sizes))
+            sizes = [weight_bytes(self._artifact, b.graph) for b in manifest.blocks]
+            ratio = weight_bytes(self._artifact, manifest.heads["full"].graph) / max(1, max(sizes))
             head = mean.times(ratio * max(span for span, _ in layers))
         return ThreadCosts(
             threads=self._threads,
@@ -260,11 +269,17 @@ class _Found:
             all_parts.append(Wanted(f"head of {path.name}", needed, (1,), asked))
         full = manifest.heads["full"].graph
         all_parts.append(Wanted(full, (full, manifest.final_norm), _HEAD_ROWS, self._model_head))
-        self.missing |= {one.name for one in all_parts if not self._is_here(one)}
-        return [one for one in all_parts if self._is_here(one)]
+        here = [one for one in all_parts if self._is_here(one)]
+        self.missing |= {one.name for one in all_parts if one not in here}
+        free = usable_memory() - held_memory()
+        # Without a single chain of layers there would be no profile.
+        least = min((one for one in here if one.load == self._block), key=self._bytes)
+        fitting = [one for one in here if one is least or _LOADING * self._bytes(one) < free]
+        self.too_large |= {one.name for one in here if one not in fitting}
+        return fitting
 
     def _is_here(self, part: Wanted) -> bool:
-        names = [*part.files, *(_data(name) for name in part.files if name.endswith(".onnx"))]
+        names = [*part.files, *(data_file(name) for name in part.files if name.endswith(".onnx"))]
         listed = [name for name in names if name in self._artifact.manifest.files]
         return all((self._artifact.folder / name).is_file() for name in listed)
 
@@ -377,18 +392,6 @@ def _doubling(most: int) -> list[int]:
 def _layers(path: DraftEntry) -> int:
     """Of the chain, the exit's adapter included."""
     return len(path.layers) + path.exit_layers
-
-
-def _data(graph: str) -> str:
-    return graph.removesuffix(".onnx") + ".data"
-
-
-def _size(artifact: Artifact, graph: str | None) -> int:
-    """Bytes of a graph's weights, by the manifest."""
-    if graph is None:
-        return 0
-    entry = artifact.manifest.files.get(_data(graph)) or artifact.manifest.files.get(graph)
-    return entry.bytes if entry is not None else 0
 
 
 def _code_bytes() -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from collm.model.artifact import Artifact
 from collm.policy.profiles import RowCost
 from collm.runtime.onnx_backend import OnnxBackend
 
@@ -48,3 +49,17 @@ def mean_cost(costs: Sequence[RowCost]) -> RowCost:
     """Of parts that were timed with the same numbers of rows."""
     seconds = np.mean([cost.seconds for cost in costs], axis=0)
     return RowCost(rows=costs[0].rows, seconds=tuple(seconds.tolist()))
+
+
+def data_file(graph: str) -> str:
+    """The file of a graph's weights."""
+    return graph.removesuffix(".onnx") + ".data"
+
+
+def weight_bytes(artifact: Artifact, graph: str | None) -> int:
+    """Bytes of a graph's weights, by the manifest."""
+    if graph is None:
+        return 0
+    files = artifact.manifest.files
+    entry = files.get(data_file(graph)) or files.get(graph)
+    return entry.bytes if entry is not None else 0

@@ -33,6 +33,7 @@ _LONG_SECONDS = 0.12
 _FIRST_PADDING = 2048
 _GROWTH = 4
 _GENERATED = 24
+_ASKED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +69,22 @@ def probe(
         if not (tokens and found.cloud.fingerprint):
             return found
         try:
-            seconds = token_seconds(connect, found.cloud.fingerprint, limits)
+            seconds, beside = session_seconds(connect, found, limits)
         except Refused:
             return found  # busy, or not for everybody: its own figures have to do
         # What it wrote has told it how fast it is at the moment.
-        cloud = cloud_profile(beats.figures())
-    return replace(found, cloud=replace(cloud, token_seconds=seconds))
+        cloud = replace(cloud_profile(beats.figures()), token_seconds=seconds)
+    return replace(found, cloud=cloud, link=replace(found.link, round_seconds=beside))
 
 
-def token_seconds(
-    connect: Callable[[], Link], fingerprint: str, limits: Limits = DEFAULT_LIMITS
-) -> float:
-    """From token to token of an answer that the cloud gives alone; raises as `probe` does."""
+def session_seconds(
+    connect: Callable[[], Link], found: Probed, limits: Limits = DEFAULT_LIMITS
+) -> tuple[float, float]:
+    """From token to token where the cloud answers alone; what a question takes beside trip and
+    computing. Raises as `probe` does."""
     client = CloudClient(
         connect(),
-        fingerprint=fingerprint,
+        fingerprint=found.cloud.fingerprint,
         cut=0,
         vocabulary=limits.max_token_id,
         limits=limits,
@@ -92,7 +94,15 @@ def token_seconds(
         came: list[float] = []
         for _ in client.generate(_GENERATED, (), Sampling()):
             came.append(time.perf_counter())  # noqa: PERF401 - it is when it comes
-    return (came[-1] - came[0]) / (len(came) - 1) if len(came) > 1 else 0.0
+        beside: list[float] = []
+        for _ in range(_ASKED):
+            client.append([1], None)
+            started = time.perf_counter()
+            verdict = client.verify((), Sampling())
+            took = time.perf_counter() - started
+            beside.append(took - verdict.cloud_seconds - found.link.round_trip)
+    each = (came[-1] - came[0]) / (len(came) - 1) if len(came) > 1 else 0.0
+    return each, max(0.0, statistics.median(beside[1:]))
 
 
 class Prober(Closing):

@@ -7,6 +7,7 @@ what else the machine does meets every path alike.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ def score_draft(
 def decode_seconds(
     stages: Mapping[str, DraftStage], rounds: int, told: Told = lambda what, done, total: None
 ) -> dict[str, list[float]]:
-    """Seconds a drafted token takes each path, round by round; all take turns in every round."""
+    """Median seconds a drafted token takes each path, round by round; in a round all take turns."""
     names = list(stages)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):  # the first round warms up
@@ -112,13 +113,14 @@ def _decode(stage: DraftStage) -> float:
     prompt = random.integers(0, vocabulary, min(_PROMPT, context - steps - 1))
     session.append_ids(prompt.tolist())
     token = session.exit_at(stage.cut).token_id
-    started = time.perf_counter()
+    times = []
     for _ in range(steps):
+        started = time.perf_counter()
         session.append_ids([token])
         token = session.exit_at(stage.cut).token_id
-    seconds = time.perf_counter() - started
+        times.append(time.perf_counter() - started)
     session.close()
-    return seconds / steps
+    return statistics.median(times)  # a step that something else held up says nothing
 
 
 def memory_bytes(artifact: Artifact, name: str) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
-from collm.model.drafts import draft_bytes, draft_of
+from collm.model.drafts import draft_bytes
 from collm.runtime.draft_stage import DraftStage
 from collm.tune.choosing import Wanted, choose
 from collm.tune.compress import Judges, Tuner, make_draft
@@ -49,6 +49,11 @@ class Variant:
     loose: bool = False
     weights: str = ""
 
+    @property
+    def is_thinned(self) -> bool:
+        """Whether something is missing, which an exit has to be tuned for."""
+        return self.drop > 0 or self.ffn < 1
+
     def wanted(self, cut: int) -> Wanted:
         """It, for the layers below `cut`."""
         return Wanted(
@@ -65,10 +70,12 @@ VARIANTS = (
     Variant(label="int8", short="int8", weights="int8"),
     Variant(label="as stored", short="stored"),
     Variant(label="mixed", short="mixed", weights="mixed"),
+    Variant(label="FFN 88 %, loose", short="ffn88-loose", ffn=0.875, loose=True),
     Variant(label="FFN 75 %, groups", short="ffn75", ffn=0.75),
     Variant(label="FFN 75 %, loose", short="ffn75-loose", ffn=0.75, loose=True),
     Variant(label="FFN 50 %, groups", short="ffn50", ffn=0.5),
     Variant(label="FFN 50 %, loose", short="ffn50-loose", ffn=0.5, loose=True),
+    Variant(label="1 layer less", short="drop1", drop=1),
     Variant(label="2 layers less", short="drop2", drop=2),
     Variant(label="4 layers less", short="drop4", drop=4),
     Variant(label="6 layers less", short="drop6", drop=6),
@@ -193,8 +200,10 @@ def _rows(
     known = _read_state(state, identity)
     total, rows = len(config.cuts) * len(config.variants), list[Row]()
     spent = sum(row.tuning_seconds for row in known.values())
+    # Those that need tuning come first: the budget may not be enough for all.
+    in_turn = sorted(config.variants, key=lambda variant: not variant.is_thinned)
     for cut in config.cuts:
-        for variant in config.variants:
+        for variant in in_turn:
             wanted = variant.wanted(cut)
             has_it = Artifact(copy).manifest.draft_named(wanted.name) is not None
             row = known.get(wanted.name) if has_it else None
@@ -226,9 +235,9 @@ def _rows(
                 _write_state(state, identity, known)
                 tuned = "" if row.agreement is None else f", tuned {row.agreement:.1%}"
                 said(f"{row.name}: agreement {row.agreement_untuned:.1%}{tuned}")
-            draft_of(Artifact(copy).manifest, row.name)
             rows.append(row)
-    return rows
+    order = [variant.wanted(cut).name for cut in config.cuts for variant in config.variants]
+    return sorted(rows, key=lambda row: order.index(row.name))
 
 
 def _read_state(path: Path, identity: str) -> dict[str, Row]:
