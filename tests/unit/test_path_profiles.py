@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from tests.exit_files import exit_file
 from tests.support import random_artifact, token_ids
-from tests.unit.plan_world import world
+from tests.unit.plan_world import said, world
 
 from collm.bench.plan_bench import sweep
 from collm.bench.plan_worker import candidate_of
+from collm.cli.main import main
 from collm.config import Generation
 from collm.errors import ArtifactError, UsageError
 from collm.limits import Limits
@@ -20,6 +22,7 @@ from collm.link.memory import connect_memory
 from collm.model.artifact import Artifact
 from collm.model.drafts import DraftPlan, add_draft, draft_files
 from collm.policy.cost_model import Candidate, predict
+from collm.policy.planner import Choice, Plan, Wish
 from collm.policy.profile_json import device_from_json, device_to_json
 from collm.runtime.acceptance import find_acceptance, read_acceptance, record_acceptance
 from collm.runtime.draft_stage import DraftStage
@@ -200,3 +203,37 @@ def test_the_bench_measures_every_path(tmp_path: Path) -> None:
     ways = [one for one in sweep(artifact, 1) if one.draft_path]
     assert {one.draft_path for one in ways} == {"small"}
     assert all(candidate_of(json.loads(json.dumps(asdict(one)))) == one for one in ways)
+
+
+def test_run_with_placement_auto_drafts_with_the_path_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact, limits = artifact_with_path(tmp_path / "a"), Limits(linger_seconds=0.1)
+    profile = measure_device(artifact, budget=0.05, threads=[1])
+    made = world(said([(0.5, True)]), device=profile)
+    way = Candidate(mode="verified", draft_path="small", threshold=0.0, draft=4)
+    found = Plan(
+        wish=Wish(), chosen=Choice(candidate=way, predicted=None), others=(), frontier=(),
+        considered=1, refused=0,
+    )  # fmt: skip
+    monkeypatch.setattr("collm.cli.auto.plan_world", lambda *_, **__: made)
+    monkeypatch.setattr("collm.cli.auto.plan", lambda *_: found)
+    service = CloudService(Stage(artifact, range(artifact.architecture.layers)), limits)
+    monkeypatch.setattr(
+        "collm.cli.run.cloud_link",
+        lambda *_: nullcontext(lambda: connect_memory(service, limits)),
+    )
+    asked = ["run", str(artifact.folder), "a b c", "--raw", "--ignore-eos", "--json"]
+    asked += ["--max-tokens", "12", "--cloud", "h:1"]
+    told = []
+    for placement in ("auto", "4"):
+        monkeypatch.setattr("sys.argv", ["collm", *asked, "--placement", placement])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        told.append(json.loads(capsys.readouterr().out))
+    service.close()
+    drafting, whole = told
+    assert (drafting["mode"], drafting["placement"], drafting["exits"]) == ("verified", 0, [2])
+    assert drafting["drafted"] > 0
+    assert drafting["token_ids"] == whole["token_ids"] and len(whole["token_ids"]) == 12
