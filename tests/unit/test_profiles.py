@@ -128,6 +128,8 @@ def test_a_profile_is_measured_once_and_again_when_asked(
     file.write_text("{")  # as a full disk leaves it
     planning.device_profile(artifact, budget=0.05, folder=folder)
     assert len(measured) == 3
+    one = planning.device_profile(artifact, budget=0.05, folder=folder, threads=[1])
+    assert [costs.threads for costs in one.costs] == [1] and len(measured) == 3
     # Another device, or another artifact, is another profile.
     monkeypatch.setattr("collm.runtime.profiling.hardware_words", lambda: "another")
     planning.device_profile(artifact, budget=0.05, folder=folder)

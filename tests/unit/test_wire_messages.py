@@ -67,6 +67,7 @@ CLIENT: list[ClientMessage] = [
     Ask(epoch=0, drafted=0),
     Attach(session_id="5e55104", epoch=3, position=7),
     Heartbeat(nonce=2**64 - 1),
+    Heartbeat(nonce=1, padding=b"abc", reply_bytes=5, wants_figures=True),
     Bye(),
 ]
 WELCOME = Welcome(

@@ -105,7 +105,7 @@ def measure_device(
     manifest, arch = artifact.manifest, artifact.architecture
     limits, before = cpu_limits(), condition()
     base = held_memory() if base_bytes is None else base_bytes
-    tried = list(threads or _doubling(limits.most_threads))
+    tried = list(threads or usual_threads())
     costs: list[ThreadCosts] = []
     held: dict[str, int] = {}
     prefill: dict[str, int] = {}
@@ -382,8 +382,9 @@ class _Found:
         return made
 
 
-def _doubling(most: int) -> list[int]:
-    made = [1]
+def usual_threads() -> list[int]:
+    """1, 2, 4, … up to what the device has."""
+    made, most = [1], cpu_limits().most_threads
     while made[-1] * 2 <= most:
         made.append(made[-1] * 2)
     return made if made[-1] == most or most > 8 else [*made, most]

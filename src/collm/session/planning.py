@@ -35,7 +35,7 @@ from collm.runtime.acceptance import (
 )
 from collm.runtime.draft_stage import DraftStage
 from collm.runtime.hardware import held_memory, usable_memory
-from collm.runtime.profiling import measure_device, profile_key
+from collm.runtime.profiling import measure_device, profile_key, usual_threads
 from collm.runtime.stage import Stage
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter
@@ -85,19 +85,31 @@ def device_profile(
 ) -> DeviceProfile:
     """Known, or measured now and kept. Raises ArtifactError for files that are damaged."""
     known = None if refresh else known_profile(artifact, folder)
-    if known is not None and (threads is None or [c.threads for c in known.costs] == [*threads]):
-        return known
+    if known is not None and (found := _with_threads(known, threads)) is not None:
+        return found
+    usual = known is None and set(threads or ()) <= set(usual_threads())
+    tried = None if usual else threads
     tokenizer = artifact.tokenizer()  # it is part of every process, and not a small one
     base = held_memory()
     made = measure_device(
-        artifact, budget=budget, threads=threads, base_bytes=base, progress=progress
+        artifact, budget=budget, threads=tried, base_bytes=base, progress=progress
     )
     del tokenizer
     made = replace(made, step_seconds=_step_seconds(artifact, made))
-    if threads is None:  # others are an experiment's
+    if tried is None:  # others are an experiment's
         kept = folder or profiles_folder()
         _write(kept / f"{profile_key(artifact)}.json", device_to_json(made))
-    return made
+    return _with_threads(made, threads) or device_profile(
+        artifact, budget=budget, threads=threads, folder=folder, progress=progress
+    )
+
+
+def _with_threads(device: DeviceProfile, threads: Sequence[int] | None) -> DeviceProfile | None:
+    """With these numbers of threads only, where they were all measured."""
+    if threads is None:
+        return device
+    costs = tuple(one for one in device.costs if one.threads in threads)
+    return replace(device, costs=costs) if len(costs) == len(set(threads)) else None
 
 
 def acceptance(
