@@ -193,6 +193,11 @@ def test_memory_is_what_is_loaded() -> None:
     blocks, exits, head = 2 * 10**7, 2 * 10**6, 5 * 10**6
     kv = 100 * (2 * 1000 + 2 * 100 + 3 * 100)  # two exits of a layer, a tenth of a block each
     assert memory_bytes(how, made) == base + blocks + exits + head + kv
+    # Once rows go up in pieces; once the prompt is run at once, 100 of the 128 rows measured.
+    long = replace(made, device=device(prefill_bytes=(128, 128, 128)))
+    assert memory_bytes(how, long) == memory_bytes(how, made)
+    at_once = replace(how, wire="ids")
+    assert memory_bytes(at_once, long) == memory_bytes(at_once, made) + 200
     whole = Candidate(mode="verified", placement=30)
     assert memory_bytes(whole, made) == base + 3 * 10**7 + 3 * 10**7 + 100 * (3 * 1000 + 100)
 

@@ -56,7 +56,7 @@ class PlanOptions:
 
 
 def sweep(artifact: Artifact, threads: int) -> list[Candidate]:
-    """The ways that are measured everywhere: the cloud, everything here, and every cut between."""
+    """The ways that are measured everywhere: the cloud, everything here, cuts and draft paths."""
     layers = artifact.architecture.layers
     made = [
         Candidate(mode="cloud", threads=threads),
@@ -70,6 +70,17 @@ def sweep(artifact: Artifact, threads: int) -> list[Candidate]:
                 placement=cut,
                 exits=(cut,),
                 wire=wire,
+                threshold=threshold,
+                draft=draft,
+                ahead=ahead,
+                threads=threads,
+            )
+        )
+    for path, (threshold, draft, ahead) in itertools.product(artifact.manifest.drafts, _SETTINGS):
+        made.append(
+            Candidate(
+                mode="verified",
+                draft_path=path.name,
                 threshold=threshold,
                 draft=draft,
                 ahead=ahead,
@@ -139,7 +150,8 @@ def _measure_device(
     everything = list(dict.fromkeys([*ways, *own]))
     by_load: dict[tuple[Any, ...], list[Candidate]] = {}
     for way in everything:
-        by_load.setdefault((way.mode, way.placement, way.exits, way.threads), []).append(way)
+        loads = (way.mode, way.placement, way.exits, way.draft_path, way.threads)
+        by_load.setdefault(loads, []).append(way)
     for group in by_load.values():
         # One job a link: what does not fit is found out once, what was measured is left out.
         for link, to in addresses.items():
@@ -247,7 +259,10 @@ class _Log:
 
 
 def _key(way: Candidate) -> str:
-    return json.dumps(asdict(way))
+    data = asdict(way)
+    if not way.draft_path:  # as in files from before there were any
+        del data["draft_path"]
+    return json.dumps(data)
 
 
 def report(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def _answer(artifact: Artifact, job: dict[str, Any]) -> None:
         exits=first.exits,
         threads=first.threads,
         wire=first.wire,
+        draft=first.draft_path or None,
         connect=lambda: connect(address[0], DEFAULT_LIMITS),
     )
     for link, to in job["links"].items():

@@ -70,9 +70,9 @@ class AutoPlan(Closing):
 
     @property
     def mode(self) -> str:
-        """Of the edge: `auto` stays, where the plan is to verify drafts at all."""
+        """Of the edge: `auto` stays, where the plan is to verify what layers of the model draft."""
         layers = self._world.device.bounds[-1]
-        is_split = self.way.mode == "verified" and self.way.placement < layers
+        is_split = self.way.mode == "verified" and 0 < self.way.placement < layers
         return "auto" if self._asked.generation.mode == "auto" and is_split else self.way.mode
 
     def generation(self) -> Generation:
@@ -83,7 +83,11 @@ class AutoPlan(Closing):
             assert self._world.link is not None
             link = replace(latest.link, connect=self._world.link.connect)
             world = replace(self._world, link=link)
-            wish = replace(self._wish, modes=(way.mode,), exits=way.exits, wire=way.wire)
+            wish = replace(self._wish, modes=(way.mode,), wire=way.wire)
+            if way.draft_path:
+                wish = replace(wish, draft_path=way.draft_path)
+            else:
+                wish = replace(wish, exits=way.exits)
             found = plan(_only_at(world, way.placement), wish).chosen.candidate
             if found.placement == way.placement:
                 way = found

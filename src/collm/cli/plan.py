@@ -221,7 +221,10 @@ def words_of(candidate: Candidate, layers: int) -> str:
     if candidate.mode == "verified" and candidate.placement == layers:
         return f"whole model here ({layers} layers)"
     exits = ",".join(map(str, candidate.exits))
-    words = f"{candidate.mode}, {candidate.placement} layers, exits {exits} ≥ {candidate.threshold}"
+    drafts = f"{candidate.placement} layers, exits {exits}"
+    if candidate.draft_path:
+        drafts = f"path {candidate.draft_path}"
+    words = f"{candidate.mode}, {drafts} ≥ {candidate.threshold}"
     if candidate.mode == "standalone":
         return words
     words += f", {candidate.wire}"

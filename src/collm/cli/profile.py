@@ -127,6 +127,7 @@ def exits_json(said: Acceptance | None) -> dict[str, object] | None:
     return {
         "tokens": said.tokens,
         "right": dict(zip(said.cuts, said.right.mean(axis=0).tolist(), strict=True)),
+        "paths": {name: float(one.right.mean()) for name, one in said.paths.items()},
         "wires": {name: dict(at) for name, at in said.wires.items()},
     }
 
@@ -155,6 +156,10 @@ def _show_device(device: DeviceProfile) -> None:
         ones = [f"{1e3 * costs.exits[cut].at(1):.2f}" for costs in device.costs]
         more = f"{1e3 * best.exits[cut].at(32):.1f}"
         table.add_row(f"exit at {cut}", *ones, more, megabytes(size))
+    for name, path in device.paths.items():
+        ones = [f"{1e3 * costs.paths[name].rows.at(1):.2f}" for costs in device.costs]
+        more = f"{1e3 * best.paths[name].rows.at(32):.1f}"
+        table.add_row(f"path {name}", *ones, more, megabytes(path.bytes))
     heads = [f"{1e3 * costs.head.at(1):.2f}" for costs in device.costs]
     table.add_row("head", *heads, f"{1e3 * best.head.at(32):.1f}", "")
     console.print(table)
@@ -182,6 +187,9 @@ def _show_exits(said: Acceptance | None, missing: str) -> None:
     shares = zip(said.cuts, said.right.mean(axis=0).tolist(), strict=True)
     words = ", ".join(f"at {cut} {share:.0%}" for cut, share in shares)
     console.print(f"exits right over {said.tokens} tokens: {words or 'there are none'}")
+    if said.paths:
+        words = ", ".join(f"{name} {one.right.mean():.0%}" for name, one in said.paths.items())
+        console.print(f"draft paths right over the same: {words}")
 
 
 def _show_cloud(console: Console, found: Probed) -> None:

@@ -241,6 +241,7 @@ def run_command(
             auto = stack.enter_context(AutoPlan(opened, linked, asked, _CONTEXT + max_tokens))
             generation, mode, placed = auto.generation(), auto.mode, auto.way.placement
             chosen, cores, wire = list(auto.way.exits) or None, auto.way.threads, auto.way.wire
+            draft_path = auto.way.draft_path or None
         edge = stack.enter_context(
             Edge(
                 opened,

@@ -34,6 +34,7 @@ from collm.policy.cost_talk import (
 )
 from collm.policy.edge_clock import EdgeClock, Layers, padded_rows, plain_rows
 from collm.policy.profiles import (
+    F32,
     Acceptance,
     Bools,
     CloudProfile,
@@ -55,6 +56,8 @@ __all__ = [
 
 LOSSLESS_WIRES: Final = frozenset({"ids", "f32"})
 """Formats in which the cloud sees what the edge has."""
+_PATH: Final = 1
+"""Where a draft path's exit is, while it is played: after its one chain of layers."""
 _LONG_ROWS: Final = 128
 """Rows of one call, where a prompt is run in long ones."""
 
@@ -121,10 +124,13 @@ def memory_bytes(candidate: Candidate, world: World) -> int:
     need = device.base_bytes
     if candidate.mode == "cloud":
         return need
+    if candidate.draft_path:
+        return need + _path_bytes(candidate.draft_path, world)
     blocks = device.bounds.index(candidate.placement)
     whole = blocks == len(device.block_bytes)
     need += device.stage_bytes + sum(device.block_bytes[:blocks])
-    if candidate.mode != "verified" or whole:  # verified runs a prompt in short pieces
+    # Verified runs a prompt in short pieces, as its rows go up; where ids do, all at once.
+    if candidate.mode != "verified" or whole or candidate.wire == "ids":
         rows = min(1.0, world.context / _LONG_ROWS)
         need += int(rows * sum(device.prefill_bytes[:blocks]))
     need += sum(device.exit_bytes[cut] for cut in candidate.exits)
@@ -144,6 +150,14 @@ def is_lossless(candidate: Candidate) -> bool:
     return candidate.mode == "verified" and candidate.wire in LOSSLESS_WIRES
 
 
+def _path_bytes(name: str, world: World) -> int:
+    """Its layers, its head, its cache, and the states before and after its layers."""
+    device, path = world.device, world.device.paths[name]
+    prefill = int(min(1.0, world.context / _LONG_ROWS) * path.prefill_bytes)
+    a_position = path.kv_bytes + 2 * device.row_bytes
+    return path.bytes + prefill + device.head_bytes[path.head] + world.context * a_position
+
+
 def _spans(device: DeviceProfile) -> list[int]:
     return [b - a for a, b in zip(device.bounds, device.bounds[1:], strict=False)]
 
@@ -156,7 +170,8 @@ class Model:
         found = world.acceptance
         self.spans = list(zip(found.starts[:-1].tolist(), found.starts[1:].tolist(), strict=True))
         self._most = int(found.prompts.max()) + max(b - a for a, b in self.spans) + 2
-        self._says: dict[tuple[tuple[int, ...], float], list[Says]] = {}
+        self._says: dict[tuple[tuple[int, ...] | str, float], list[Says]] = {}
+        self._paths: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
         self._edge: dict[tuple[int, bool], tuple[list[list[float]], dict[int, list[float]]]] = {}
         self._cloud: dict[int, list[float]] = {}
 
@@ -207,19 +222,31 @@ class Model:
             found = self.world.acceptance
             columns = [found.cuts.index(cut) for cut in exits]
             sure, right = found.confidences[:, columns], found.right[:, columns]
-            takes: Bools = sure >= np.float32(threshold)
-            taken = np.any(takes, axis=1)
-            last = np.where(taken, takes.argmax(axis=1), len(exits) - 1)
-            rows = np.arange(len(sure))
-            lists = (
-                (last + 1).tolist(),
-                taken.tolist(),
-                right[rows, last].tolist(),
-                sure[rows, last].astype(float).tolist(),
-            )
-            made = [Says(*(one[a:b] for one in lists)) for a, b in self.spans]
-            self._says[exits, threshold] = made
+            made = self._says[exits, threshold] = self._text_by_text(sure, right, threshold)
         return made
+
+    def path_says(self, name: str, threshold: float) -> list[Says]:
+        """What a draft path's exit says, of every text."""
+        made = self._says.get((name, threshold))
+        if made is None:
+            found = self.world.acceptance.paths[name]
+            sure, right = found.confidences[:, None], found.right[:, None]
+            made = self._says[name, threshold] = self._text_by_text(sure, right, threshold)
+        return made
+
+    def _text_by_text(self, sure: F32, right: Bools, threshold: float) -> list[Says]:
+        """sure, right: of the exits in use, from shallow to deep, [R, E]."""
+        takes: Bools = sure >= np.float32(threshold)
+        taken = np.any(takes, axis=1)
+        last = np.where(taken, takes.argmax(axis=1), sure.shape[1] - 1)
+        rows = np.arange(len(sure))
+        lists = (
+            (last + 1).tolist(),
+            taken.tolist(),
+            right[rows, last].tolist(),
+            sure[rows, last].astype(float).tolist(),
+        )
+        return [Says(*(one[a:b] for one in lists)) for a, b in self.spans]
 
     def _check(self, candidate: Candidate) -> None:
         device, found = self.world.device, self.world.acceptance
@@ -237,6 +264,12 @@ class Model:
             raise ValueError(f"mode {candidate.mode} needs a cloud")
         if candidate.mode in ("threshold", "standalone") and not (candidate.exits or whole):
             raise ValueError(f"mode {candidate.mode} needs an exit")
+        if name := candidate.draft_path:
+            if name not in found.paths or name not in device.paths:
+                raise ValueError(f"draft path {name!r} was not recorded and measured")
+            is_ids = candidate.mode == "verified" and candidate.wire == "ids"
+            if not is_ids or candidate.placement or candidate.exits:
+                raise ValueError("a draft path goes with mode verified, no layers, and ids")
         if candidate.wire not in self.world.frames.rows:
             raise ValueError(f"wire format {candidate.wire!r} has no known size")
 
@@ -246,7 +279,12 @@ class Model:
         if candidate.mode == "cloud":
             return self._play_cloud(prompt, tokens)
         says = self.says(candidate.exits, candidate.threshold)[number] if candidate.exits else None
-        edge = self._layers(candidate)
+        if candidate.draft_path:
+            says = self.path_says(candidate.draft_path, candidate.threshold)[number]
+            edge = self._path_layers(candidate)
+            candidate = replace(candidate, exits=(_PATH,))
+        else:
+            edge = self._layers(candidate)
         if candidate.mode == "standalone" or candidate.placement == self.world.device.bounds[-1]:
             return self._play_alone(candidate, edge, says, prompt, tokens)
         if says is None:
@@ -281,6 +319,19 @@ class Model:
             self._edge[key] = blocks, exits
         blocks, exits = self._edge[key]
         return Layers(device.bounds, blocks, exits, EdgeClock.of(device, candidate.threads))
+
+    def _path_layers(self, candidate: Candidate) -> Layers:
+        """A draft path as a device of one block and one exit, with nothing run.
+
+        What it computes is never sent, so a lone row is not padded.
+        """
+        key = candidate.draft_path, candidate.threads
+        if key not in self._paths:
+            cost = self.world.device.with_threads(candidate.threads).paths[candidate.draft_path]
+            self._paths[key] = plain_rows(cost.rows, self._most), [cost.head] * (self._most + 1)
+        rows, head = self._paths[key]
+        clock = EdgeClock.of(self.world.device, candidate.threads)
+        return Layers((0, _PATH), [rows], {_PATH: head}, clock)
 
     def cloud_rows(self, cut: int) -> list[float]:
         """Seconds of the cloud for 0, 1, 2, … rows from `cut` on, without the head."""

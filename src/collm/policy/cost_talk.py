@@ -35,6 +35,8 @@ class Candidate:
     draft: int = 8
     ahead: float | None = None
     threads: int = 1
+    draft_path: str = ""
+    """In mode verified with none of the layers: what drafts; token ids go up."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class Wish:
     modes: tuple[str, ...] = MODES
     exits: tuple[int, ...] | None = None
     """Use just these; None: whatever is best, as with what follows."""
+    draft_path: str | None = None
     wire: str | None = None
     threshold: float | None = None
     draft: int | None = None
@@ -102,7 +103,8 @@ def kind(candidate: Candidate, layers: int) -> str:
     if candidate.mode == "standalone":
         return "exits alone"
     ahead = ", drafting ahead" if candidate.ahead is not None else ""
-    return f"{candidate.mode}{ahead}, {candidate.wire}"
+    path = f", path {candidate.draft_path}" if candidate.draft_path else ""
+    return f"{candidate.mode}{ahead}{path}, {candidate.wire}"
 
 
 def candidates(world: World, wish: Wish) -> Iterator[Candidate]:
@@ -116,7 +118,9 @@ def candidates(world: World, wish: Wish) -> Iterator[Candidate]:
         yield Candidate(mode="cloud", threads=threads)
     if "verified" in wish.modes:
         yield Candidate(mode="verified", placement=layers, threads=threads)
-    for exits in _exits_in_use(world) if wish.exits is None else [wish.exits]:
+    if begins and "verified" in wish.modes:
+        yield from _drafting(world, wish)
+    for exits in _exits_in_use(world, wish):
         for threshold in ANSWERED if wish.threshold is None else (wish.threshold,):
             alone = Candidate(
                 mode="standalone",
@@ -135,16 +139,41 @@ def candidates(world: World, wish: Wish) -> Iterator[Candidate]:
             yield from _verified(world, wish, exits, begins)
 
 
+def _drafting(world: World, wish: Wish) -> Iterator[Candidate]:
+    """With a draft path. It has an exit of its own, and only its ids are of use to a cloud."""
+    if wish.exits is not None or "ids" not in _wires(world, wish):
+        return
+    known = [name for name in world.acceptance.paths if name in world.device.paths]
+    for name in known:
+        if wish.draft_path not in (None, name):
+            continue
+        for threshold, draft, ahead in _ways_of_drafting(wish):
+            yield Candidate(
+                mode="verified",
+                draft_path=name,
+                wire="ids",
+                threshold=threshold,
+                draft=draft,
+                ahead=ahead,
+                threads=world.device.best_threads,
+            )
+
+
+def _ways_of_drafting(wish: Wish) -> Iterator[tuple[float, int, float | None]]:
+    """Threshold, length, and from which confidence on to draft ahead."""
+    thresholds = DRAFTED if wish.threshold is None else (wish.threshold,)
+    drafts = DRAFTS if wish.draft is None else (wish.draft,)
+    return itertools.product(thresholds, drafts, AHEAD)
+
+
 def _verified(
     world: World, wish: Wish, exits: tuple[int, ...], begins: Collection[int]
 ) -> Iterator[Candidate]:
-    thresholds = DRAFTED if wish.threshold is None else (wish.threshold,)
-    drafts = DRAFTS if wish.draft is None else (wish.draft,)
     for wire in _wires(world, wish):
         # Ids need no layer beyond the deepest exit; rows may come from any cut that has it.
         inner = [cut for cut in world.device.bounds[:-1] if cut >= exits[-1] and cut in begins]
         for placement in [exits[-1]] if wire == "ids" else inner:
-            for threshold, draft, ahead in itertools.product(thresholds, drafts, AHEAD):
+            for threshold, draft, ahead in _ways_of_drafting(wish):
                 yield Candidate(
                     mode="verified",
                     placement=placement,
@@ -164,8 +193,12 @@ def _wires(world: World, wish: Wish) -> list[str]:
     return [w for w in world.frames.rows if w in LOSSLESS_WIRES or wish.quality is not None]
 
 
-def _exits_in_use(world: World) -> list[tuple[int, ...]]:
+def _exits_in_use(world: World, wish: Wish) -> list[tuple[int, ...]]:
     """One exit, two, or all up to a depth; more of them only cost time at every token."""
+    if wish.draft_path is not None:
+        return []
+    if wish.exits is not None:
+        return [wish.exits]
     known = [
         cut
         for cut in world.acceptance.cuts
@@ -234,9 +267,12 @@ def value(predicted: Prediction, objective: str) -> float:
 
 
 def simplicity(candidate: Candidate) -> tuple[int, int, int, bool]:
-    """The smaller, the simpler: nothing here, all here, then fewer layers and fewer exits."""
+    """The smaller, the simpler: nothing here, all here, then fewer layers and fewer exits.
+
+    A draft path is none of the layers, and simpler than an exit that needs some.
+    """
     kinds = ("cloud", "standalone", "verified", "threshold")
-    has_all = candidate.mode == "verified" and not candidate.exits
+    has_all = candidate.mode == "verified" and not (candidate.exits or candidate.draft_path)
     rank = 1 if has_all else kinds.index(candidate.mode)
     return rank, candidate.placement, len(candidate.exits), candidate.ahead is not None
 

@@ -13,13 +13,23 @@ from typing import Any, TypeVar
 
 from collm.errors import UsageError
 from collm.limits import DEFAULT_LIMITS
-from collm.policy.profiles import CloudProfile, DeviceProfile, LinkProfile, RowCost, ThreadCosts
+from collm.policy.profiles import (
+    CloudProfile,
+    DeviceProfile,
+    LinkProfile,
+    PathCost,
+    PathSize,
+    RowCost,
+    ThreadCosts,
+)
 
 T = TypeVar("T")
 
 FORMAT, VERSION = "collm-profile", 1
 _MOST_ITEMS = DEFAULT_LIMITS.max_layers + 1
 _MOST_TEXT = DEFAULT_LIMITS.max_text_bytes
+_MOST_NAME = 63
+"""Characters of a draft path's name."""
 _MOST_BYTES = 2**60
 
 
@@ -92,6 +102,7 @@ def _device(data: Mapping[str, Any]) -> DeviceProfile:
         prefill_bytes=_sizes(data["prefill_bytes"], blocks),
         kv_bytes=_sizes(data["kv_bytes"], blocks),
         row_bytes=_whole(data["row_bytes"], 4 * DEFAULT_LIMITS.max_hidden_size),
+        paths=_by_name(data.get("paths", {}), _path_size),
         watts=_number(data["watts"], 1e5),
         battery=_maybe(data["battery"], 1.0),
         on_battery=data["on_battery"] is True,
@@ -99,11 +110,14 @@ def _device(data: Mapping[str, Any]) -> DeviceProfile:
         throttled=data["throttled"] is True,
         notes=tuple(_text(one) for one in _list(data["notes"])),
     )
-    if not set(made.exit_heads.values()) <= made.head_bytes.keys() or "full" not in made.head_bytes:
+    used = {"full", *made.exit_heads.values(), *(path.head for path in made.paths.values())}
+    if not used <= made.head_bytes.keys():
         raise ValueError("an exit's head is not among the heads")
     for one in costs:
         if not made.exit_bytes.keys() == made.exit_heads.keys() == one.exits.keys():
             raise ValueError("its exits differ from place to place")
+        if made.paths.keys() != one.paths.keys():
+            raise ValueError("its draft paths differ from place to place")
     if made.cpu_quota and not made.quota_period:
         raise ValueError("a quota without a period")
     return made
@@ -122,6 +136,22 @@ def _thread_costs(data: Any, blocks: int) -> ThreadCosts:
         blocks=costs,
         exits=_by_cut(given["exits"], _row_cost),
         head=_row_cost(given["head"]),
+        paths=_by_name(given.get("paths", {}), _path_cost),
+    )
+
+
+def _path_cost(data: Any) -> PathCost:
+    given = _mapping(data)
+    return PathCost(rows=_row_cost(given["rows"]), head=_number(given["head"], 1e6))
+
+
+def _path_size(data: Any) -> PathSize:
+    given = _mapping(data)
+    return PathSize(
+        bytes=_whole(given["bytes"], _MOST_BYTES),
+        prefill_bytes=_whole(given["prefill_bytes"], _MOST_BYTES),
+        kv_bytes=_whole(given["kv_bytes"], _MOST_BYTES),
+        head=_text(given["head"]),
     )
 
 
@@ -138,6 +168,14 @@ def _by_cut(data: Any, read: Callable[[Any], T]) -> dict[int, T]:
     given = {int(cut): read(value) for cut, value in _mapping(data).items()}
     if not all(1 <= cut <= DEFAULT_LIMITS.max_layers for cut in given):
         raise ValueError("an exit is at no layer")
+    return given
+
+
+def _by_name(data: Any, read: Callable[[Any], T]) -> dict[str, T]:
+    """Draft paths. Those from before there were any have none."""
+    given = {_text(name): read(value) for name, value in _mapping(data).items()}
+    if not all(0 < len(name) <= _MOST_NAME for name in given):
+        raise ValueError(f"a draft path's name is not 1 to {_MOST_NAME} characters")
     return given
 
 

@@ -58,6 +58,34 @@ class RowCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathCost:
+    """What drafting with a draft path takes. Raises ValueError for a time that is none."""
+
+    rows: RowCost
+    """Of its layers and its exit's adapter; a lone row is an unpadded one."""
+    head: float
+    """Seconds of its norm, head and choice, for one row."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.head < 1e6:  # false for NaN too
+            raise ValueError("a head's time is not 0 to 1,000,000 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSize:
+    """What a draft path takes of memory. Bytes."""
+
+    bytes: int
+    """Of its layers and adapter."""
+    prefill_bytes: int
+    """Beside them, once it has run 128 rows in one call."""
+    kv_bytes: int
+    """Of one position's keys and values in all of its layers."""
+    head: str
+    """Name of the head that it ends in."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThreadCosts:
     """What the device takes with so many threads."""
 
@@ -68,6 +96,8 @@ class ThreadCosts:
     """Of asking the exit at a cut with so many positions pending, its layers left out."""
     head: RowCost
     """The model's own norm, head and choice."""
+    paths: Mapping[str, PathCost] = field(default_factory=dict)
+    """Of draft paths, by their names."""
 
     def decode_seconds(self, blocks: int) -> float:
         """One row, padded to two as exact mode does, through the first so many blocks."""
@@ -111,6 +141,8 @@ class DeviceProfile:
     """Of one position's keys and values in each block."""
     row_bytes: int
     """Of one position's hidden state in memory, float32."""
+    paths: Mapping[str, PathSize] = field(default_factory=dict)
+    """Draft paths, by their names."""
     watts: float = 0.0
     """Of a core at work; 0: not known."""
     battery: float | None = None
@@ -182,6 +214,18 @@ class CloudProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathSays:
+    """What a draft path's exit said at the rows R of an `Acceptance`."""
+
+    digest: str
+    """Of all that decides what it says."""
+    confidences: F32
+    """Calibrated, [R]."""
+    right: Bools
+    """Whether its word is the full model's, [R]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Acceptance:
     """What every exit said where the full model spoke, along texts that the full model wrote.
 
@@ -202,6 +246,8 @@ class Acceptance:
     """Whether the exit's word is the full model's, [R, E]."""
     wires: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Share of rows where the full model says the same when states travel in a format at a cut."""
+    paths: Mapping[str, PathSays] = field(default_factory=dict)
+    """Of draft paths, by their names; those that were not recorded are missing."""
 
     def __post_init__(self) -> None:
         rows = len(self.confidences)
@@ -215,8 +261,12 @@ class Acceptance:
             raise ValueError("its exits do not fit its rows")
         if list(self.cuts) != sorted(set(self.cuts)):
             raise ValueError(f"exits {list(self.cuts)}")
-        if not ((self.confidences >= 0) & (self.confidences <= 1.001)).all():
-            raise ValueError("a confidence is not 0 to 1")
+        for one in self.paths.values():
+            if not one.confidences.shape == one.right.shape == (rows,):
+                raise ValueError("a draft path does not fit its rows")
+        for sure in (self.confidences, *(one.confidences for one in self.paths.values())):
+            if not ((sure >= 0) & (sure <= 1.001)).all():
+                raise ValueError("a confidence is not 0 to 1")
 
     @property
     def tokens(self) -> int:
@@ -239,4 +289,10 @@ class Acceptance:
             confidences=self.confidences[rows],
             right=self.right[rows],
             wires=self.wires,
+            paths={
+                name: PathSays(
+                    digest=one.digest, confidences=one.confidences[rows], right=one.right[rows]
+                )
+                for name, one in self.paths.items()
+            },
         )

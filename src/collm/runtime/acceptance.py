@@ -7,6 +7,9 @@ artifact have it; it is no part of the fingerprint, as it does not change a sing
 Formats that change the states (`f16`, `int8`, `int4`) are tried at every cut on the same texts: how
 often the full model's word stays the same when its layers from there on see the cast states.
 
+Draft paths whose files are here are tried on the same texts, one after the other. Each has a digest
+of its own: a path that is added or made anew leaves what the exits said as good as it was.
+
 Not covered: sampled text; prompts other than those it was recorded with, which is why a plan can
 be given a user's own (`collm profile --prompts`).
 """
@@ -28,8 +31,12 @@ from safetensors import SafetensorError, safe_open
 from collm.errors import ArtifactError, UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.artifact import Artifact
+from collm.model.draft_entry import DraftEntry
+from collm.model.drafts import draft_files
 from collm.model.files import file_entry, write_tensors
-from collm.policy.profiles import Acceptance
+from collm.model.manifest import ExitEntry
+from collm.policy.profiles import Acceptance, PathSays
+from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import F32, Stage
 from collm.wire.codec import ROW_FORMATS, cast_rows
 
@@ -43,14 +50,38 @@ FORMAT, VERSION = "collm-acceptance", "1"
 def exits_key(artifact: Artifact) -> str:
     """Digest of the exits: their files and temperatures, not their thresholds."""
     told = hashlib.sha256()
-    files = artifact.manifest.files
     for entry in artifact.manifest.exits:
-        head = artifact.manifest.heads[entry.head]
-        names = [entry.norm, head.graph, head.ids, entry.graph]
-        names += [n.removesuffix(".onnx") + ".data" for n in (head.graph, entry.graph) if n]
-        digests = [files[name].sha256 for name in names if name and name in files]
-        told.update(repr((entry.cut, entry.temperature, digests)).encode())
+        told.update(_spoken(artifact, entry))
     return told.hexdigest()
+
+
+def path_digest(artifact: Artifact, entry: DraftEntry) -> str:
+    """Of a draft path, as `exits_key` has it of exits."""
+    return hashlib.sha256(_spoken(artifact, entry)).hexdigest()
+
+
+def unrecorded_paths(artifact: Artifact, found: Acceptance) -> list[str]:
+    """Names of the draft paths that are here, and of which the record says nothing."""
+    return [entry.name for entry in _paths_here(artifact) if entry.name not in found.paths]
+
+
+def _paths_here(artifact: Artifact) -> list[DraftEntry]:
+    """Those that can be loaded; an artifact may be fetched in part."""
+    manifest, folder = artifact.manifest, artifact.folder
+    return [
+        entry
+        for entry in manifest.drafts
+        if all((folder / name).is_file() for name in draft_files(manifest, entry.name))
+    ]
+
+
+def _spoken(artifact: Artifact, entry: ExitEntry | DraftEntry) -> bytes:
+    """All that decides what an exit or a draft path says."""
+    files, head = artifact.manifest.files, artifact.manifest.heads[entry.head]
+    names = [entry.norm, head.graph, head.ids, entry.graph]
+    names += [n.removesuffix(".onnx") + ".data" for n in (head.graph, entry.graph) if n]
+    digests = [files[name].sha256 for name in names if name and name in files]
+    return repr((entry.cut, entry.temperature, digests)).encode()
 
 
 def record_acceptance(
@@ -72,6 +103,7 @@ def record_acceptance(
     lossy = [name for name in ROW_FORMATS if name != "f32"]
     same = {name: dict.fromkeys(artifact.manifest.cuts, 0) for name in lossy}
     confidences, right, lengths = [], [], []
+    texts: list[tuple[list[int], int, list[int]]] = []
     for number, prompt in enumerate(prompts):
         if progress is not None:
             progress("recording what exits say", number, len(prompts))
@@ -83,6 +115,7 @@ def record_acceptance(
         session.append_ids(text)
         rows = [session.exit_rows(cut, first) for cut in cuts]
         session.close()
+        texts.append((text, first, said))
         own = np.asarray(said, dtype=np.int32)
         confidences.append(_columns([one.confidences for one in rows], len(own)))
         right.append(_columns([one.token_ids == own for one in rows], len(own)).astype(np.bool_))
@@ -92,6 +125,7 @@ def record_acceptance(
                 same[name][cut] += int((_words(stage, cut, states, name, first) == own).sum())
     if progress is not None:
         progress("recorded", len(prompts), len(prompts))
+    del stage
     total = sum(length for _, length in lengths)
     return Acceptance(
         fingerprint=artifact.fingerprint,
@@ -102,6 +136,33 @@ def record_acceptance(
         confidences=np.minimum(np.concatenate(confidences), np.float32(1)),
         right=np.concatenate(right),
         wires={name: {cut: n / total for cut, n in at.items()} for name, at in same.items()},
+        paths={
+            entry.name: _path_says(artifact, entry, texts, threads)
+            for entry in _paths_here(artifact)
+        },
+    )
+
+
+def _path_says(
+    artifact: Artifact,
+    entry: DraftEntry,
+    texts: Sequence[tuple[list[int], int, list[int]]],
+    threads: int,
+) -> PathSays:
+    """texts: their ids, the first position whose guess counts, and the full model's words."""
+    stage = DraftStage(artifact, entry.name, threads=threads)
+    confidences, right = [], []
+    for text, first, said in texts:
+        session = stage.open()
+        session.append_ids(text)
+        rows = session.exit_rows(stage.cut, first)
+        session.close()
+        confidences.append(rows.confidences)
+        right.append(rows.token_ids == np.asarray(said, dtype=np.int32))
+    return PathSays(
+        digest=path_digest(artifact, entry),
+        confidences=np.minimum(np.concatenate(confidences), np.float32(1)),
+        right=np.concatenate(right),
     )
 
 
@@ -122,6 +183,7 @@ def keep_acceptance(artifact: Artifact, found: Acceptance, elsewhere: Path) -> P
 def find_acceptance(artifact: Artifact, elsewhere: Path) -> Acceptance | None:
     """The record of this artifact and its exits, if there is one.
 
+    It has the draft paths that are still as they were recorded.
     Raises UsageError for a file that is damaged.
     """
     is_listed = ACCEPTANCE in artifact.manifest.files
@@ -137,7 +199,10 @@ def find_acceptance(artifact: Artifact, elsewhere: Path) -> Acceptance | None:
             continue
         found = read_acceptance(path)
         if (found.fingerprint, found.exits_key) == (fresh.fingerprint, exits_key(fresh)):
-            return found
+            entries = fresh.manifest.drafts
+            digests = {entry.name: path_digest(fresh, entry) for entry in entries}
+            sound = {n: one for n, one in found.paths.items() if digests.get(n) == one.digest}
+            return replace(found, paths=sound)
     return None
 
 
@@ -155,6 +220,14 @@ def read_acceptance(path: Path) -> Acceptance:
                 name: reader.get_tensor(name)
                 for name in ("starts", "prompts", "confidences", "right")
             }
+            paths = {
+                str(name): PathSays(
+                    digest=str(digest),
+                    confidences=reader.get_tensor(f"path.{name}.confidences").astype(np.float32),
+                    right=reader.get_tensor(f"path.{name}.right").astype(np.bool_),
+                )
+                for name, digest in about.get("paths", {}).items()  # none in older ones
+            }
         cuts = tuple(int(cut) for cut in about["cuts"])
         return Acceptance(
             fingerprint=str(about["fingerprint"]),
@@ -168,6 +241,7 @@ def read_acceptance(path: Path) -> Acceptance:
                 str(name): {int(cut): _share(value) for cut, value in at.items()}
                 for name, at in about["wires"].items()
             },
+            paths=paths,
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
@@ -182,6 +256,7 @@ def _write(path: Path, found: Acceptance) -> None:
         "exits_key": found.exits_key,
         "cuts": list(found.cuts),
         "wires": {name: dict(at) for name, at in found.wires.items()},
+        "paths": {name: one.digest for name, one in found.paths.items()},
     }
     tensors: dict[str, npt.NDArray[Any]] = {
         "starts": found.starts,
@@ -189,6 +264,9 @@ def _write(path: Path, found: Acceptance) -> None:
         "confidences": found.confidences,
         "right": found.right.astype(np.uint8),
     }
+    for name, one in found.paths.items():
+        tensors[f"path.{name}.confidences"] = one.confidences
+        tensors[f"path.{name}.right"] = one.right.astype(np.uint8)
     tags = {"format": FORMAT, "version": VERSION, "about": json.dumps(about)}
     write_tensors(path, tensors, tags)
 

@@ -9,11 +9,23 @@ from __future__ import annotations
 
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.model.artifact import Artifact
+from collm.model.draft_entry import DraftEntry
 from collm.model.drafts import draft_of
 from collm.model.manifest import ExitEntry
 from collm.runtime.backend import Backend
 from collm.runtime.exits import ExitHead
 from collm.runtime.stage import Stage, StageSession
+
+
+def closing_exit(entry: DraftEntry) -> ExitEntry:
+    """What is left of a draft path's exit, a norm and a head: its adapter is in the chain."""
+    return ExitEntry(
+        cut=entry.cut,
+        kind="identity",
+        norm=entry.norm,
+        head=entry.head,
+        temperature=entry.temperature,
+    )
 
 
 class DraftStage(Stage):
@@ -37,16 +49,8 @@ class DraftStage(Stage):
         chain = self._backend.chain(artifact.graph(entry.graph), artifact.architecture)
         self.chains = [chain]
         self.bounds = (0, entry.cut)
-        # The adapter is in the chain: what is left of the exit is a norm and a head.
-        rest = ExitEntry(
-            cut=entry.cut,
-            kind="identity",
-            norm=entry.norm,
-            head=entry.head,
-            temperature=entry.temperature,
-        )
         head = self._load_head(entry.head)
-        self.exits = {entry.cut: ExitHead(artifact, rest, self._backend, head)}
+        self.exits = {entry.cut: ExitHead(artifact, closing_exit(entry), self._backend, head)}
         self.cut = entry.cut
 
     def open(self, start: int | None = None, *, exact: bool = False) -> StageSession:

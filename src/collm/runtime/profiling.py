@@ -1,4 +1,4 @@
-"""Measuring a device: every block, exit and head, by rows and threads, and what they take.
+"""Measuring a device: every block, exit, draft path and head, by rows and threads, and their sizes.
 
 What fits into memory together is loaded together and timed in turns, as a token runs through it,
 so that each finds the processor's caches as it would at work. Medians over as many rounds as the
@@ -6,7 +6,7 @@ budget allows. Under a quota of CPU time a call's own CPU time counts: when a co
 the process is for the cost model to say, not for a median to guess.
 
 Blocks that are not here (an artifact may be fetched in part) are taken to cost as much a layer as
-those that are: layers of a model have one shape.
+those that are: layers of a model have one shape. So are draft paths that are not here.
 
 Not covered: batches of several sessions; memory that ONNX Runtime takes beside the weights for
 texts much longer than 128 positions.
@@ -18,7 +18,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,10 +29,12 @@ import psutil
 from collm import __version__
 from collm.limits import DEFAULT_LIMITS
 from collm.model.artifact import Artifact
+from collm.model.draft_entry import DraftEntry
 from collm.model.manifest import ExitEntry
 from collm.model.vocabulary import CONFIDENCE
-from collm.policy.profiles import DeviceProfile, RowCost, ThreadCosts
+from collm.policy.profiles import DeviceProfile, PathCost, PathSize, RowCost, ThreadCosts
 from collm.runtime.backend import Head
+from collm.runtime.draft_stage import closing_exit
 from collm.runtime.exits import ExitHead, ExitSession
 from collm.runtime.hardware import (
     condition,
@@ -45,10 +46,10 @@ from collm.runtime.hardware import (
 )
 from collm.runtime.onnx_backend import OnnxBackend
 from collm.runtime.rows import RowBuffer
+from collm.runtime.timed_parts import Call, Part, Wanted, data_file, mean_cost, weight_bytes
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-Call = Callable[[int], object]
 
 _BLOCK_ROWS = (1, 2, 4, 8, 16, 32, 128)
 _EXIT_ROWS = (1, 2, 8, 32, 128)
@@ -68,34 +69,6 @@ be dropped, and a control group counts none that others brought in."""
 _TALK_BYTES = 8 * 10**6
 """What a link to a cloud takes, with its threads and buffers."""
 _ACCEPTANCE = "acceptance.safetensors"
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Something to be measured: the files it needs, and what loads it."""
-
-    name: str
-    files: tuple[str, ...]
-    rows: tuple[int, ...]
-    load: Callable[[OnnxBackend, str], tuple[Call, int]]
-    """Gives what runs so many rows, and the bytes that loading it took."""
-
-
-@dataclass(kw_only=True)
-class _Part:
-    """A block, an exit or the head, loaded; and how long its calls took."""
-
-    name: str
-    rows: tuple[int, ...]
-    call: Call
-    held: int
-    """Bytes that loading it took."""
-    seconds: dict[int, list[float]] = field(default_factory=dict)
-
-    def cost(self) -> RowCost:
-        """Medians; never less for more rows."""
-        medians = [float(np.median(self.seconds[rows])) for rows in self.rows]
-        return RowCost(rows=self.rows, seconds=tuple(np.maximum.accumulate(medians).tolist()))
 
 
 def artifact_key(artifact: Artifact) -> str:
@@ -126,8 +99,8 @@ def measure_device(
     """Measure for about `budget` seconds, loading not counted.
 
     threads: numbers to try; None: 1, 2, 4, … as long as more is faster. base_bytes: of a process
-    that has loaded nothing; None: what this one holds now. Raises ArtifactError where not a single
-    block is here, or a file is damaged.
+    that has loaded nothing; None: what this one holds now. Raises ArtifactError where neither
+    a block nor a draft path is here, or a file is damaged.
     """
     manifest, arch = artifact.manifest, artifact.architecture
     limits, before = cpu_limits(), condition()
@@ -160,12 +133,13 @@ def measure_device(
     position = 2 * 4 * arch.kv_heads * arch.head_size
     notes = [f"{name} is not here: taken from the others" for name in sorted(missing)]
     notes += [f"{name} does not fit here: taken from the others" for name in sorted(too_large)]
-    known = [(held[b.graph], _size(artifact, b.graph)) for b in manifest.blocks if b.graph in held]
+    chains = [b.graph for b in manifest.blocks] + [path.graph for path in manifest.drafts]
+    known = [(held[graph], weight_bytes(artifact, graph)) for graph in chains if graph in held]
     ratio, more = max(got / max(1, size) for got, size in known), max(prefill.values())
 
     def takes(graph: str | None, name: str) -> int:
         """Bytes: as measured, never less than the file's; as the blocks do, where it was not."""
-        size = _size(artifact, graph)
+        size = weight_bytes(artifact, graph)
         return max(size, held[name] if name in held else int(ratio * size))
 
     return DeviceProfile(
@@ -187,6 +161,15 @@ def measure_device(
         prefill_bytes=tuple(prefill.get(b.graph, more) for b in manifest.blocks),
         kv_bytes=tuple(span * position for span in spans),
         row_bytes=4 * arch.hidden_size,
+        paths={
+            entry.name: PathSize(
+                bytes=takes(entry.graph, entry.graph),
+                prefill_bytes=prefill.get(entry.graph, more),
+                kv_bytes=position * (len(entry.layers) + entry.exit_layers),
+                head=entry.head,
+            )
+            for entry in manifest.drafts
+        },
         battery=after.battery,
         on_battery=after.on_battery,
         celsius=after.celsius,
@@ -229,63 +212,80 @@ class _Found:
             self._heads.clear()
             give_back()
 
-    def _bytes(self, part: _Wanted) -> int:
-        return sum(_size(self._artifact, name) for name in part.files)
+    def _bytes(self, part: Wanted) -> int:
+        return sum(weight_bytes(self._artifact, name) for name in part.files)
 
     def costs(self) -> ThreadCosts:
         """With what is missing taken from what is there."""
         manifest = self._artifact.manifest
         layers = [(b.last - b.first, self._known.get(b.graph)) for b in manifest.blocks]
         per_layer = [cost.times(1 / span) for span, cost in layers if cost is not None]
-        mean = _mean(per_layer)
+        if not per_layer:  # a device that fetched a draft path and nothing else
+            chains = [(_layers(e), self._known.get(e.graph)) for e in manifest.drafts]
+            per_layer = [cost.times(1 / max(1, n)) for n, cost in chains if cost is not None]
+        mean = mean_cost(per_layer)
         exits = {e.cut: self._known.get(f"exit {e.cut}") for e in manifest.exits}
         known_exits = [cost for cost in exits.values() if cost is not None]
         head = self._known.get(manifest.heads["full"].graph)
         if head is None:  # one row of it reads as many bytes a second as a block's does
-            sizes = [_size(self._artifact, b.graph) for b in manifest.blocks]
-            ratio = _size(self._artifact, manifest.heads["full"].graph) / max(1, max(sizes))
+            sizes = [weight_bytes(self._artifact, b.graph) for b in manifest.blocks]
+            ratio = weight_bytes(self._artifact, manifest.heads["full"].graph) / max(1, max(sizes))
             head = mean.times(ratio * max(span for span, _ in layers))
         return ThreadCosts(
             threads=self._threads,
             blocks=tuple(cost or mean.times(span) for span, cost in layers),
             exits={
-                cut: cost or (_mean(known_exits) if known_exits else mean)
+                cut: cost or (mean_cost(known_exits) if known_exits else mean)
                 for cut, cost in exits.items()
             },
             head=head,
+            paths={e.name: self._path_cost(e, mean, head) for e in manifest.drafts},
         )
 
-    def _wanted(self) -> list[_Wanted]:
+    def _path_cost(self, entry: DraftEntry, per_layer: RowCost, head: RowCost) -> PathCost:
+        rows = self._known.get(entry.graph) or per_layer.times(max(1, _layers(entry)))
+        asked = self._known.get(f"head of {entry.name}") or head
+        return PathCost(rows=rows, head=asked.at(1))
+
+    def _wanted(self) -> list[Wanted]:
         """Everything whose files are here, in the order of a token's way; the rest is noted."""
         manifest = self._artifact.manifest
         all_parts = [
-            _Wanted(block.graph, (block.graph,), _BLOCK_ROWS, self._block)
+            Wanted(block.graph, (block.graph,), _BLOCK_ROWS, self._block)
             for block in manifest.blocks
+        ]
+        all_parts += [
+            Wanted(path.graph, (path.graph,), _BLOCK_ROWS, self._block) for path in manifest.drafts
         ]
         if not any(self._is_here(one) for one in all_parts):
             self._artifact.graph(manifest.blocks[0].graph)  # says which file is missing
         for entry in manifest.exits:
             files = (entry.norm, manifest.heads[entry.head].graph, entry.graph or entry.norm)
             load = partial(self._exit, entry)
-            all_parts.append(_Wanted(f"exit {entry.cut}", files, _EXIT_ROWS, load))
+            all_parts.append(Wanted(f"exit {entry.cut}", files, _EXIT_ROWS, load))
+        for path in manifest.drafts:
+            needed = (path.norm, manifest.heads[path.head].graph)
+            asked = partial(self._path_head, path)
+            all_parts.append(Wanted(f"head of {path.name}", needed, (1,), asked))
         full = manifest.heads["full"].graph
-        all_parts.append(_Wanted(full, (full, manifest.final_norm), _HEAD_ROWS, self._model_head))
+        all_parts.append(Wanted(full, (full, manifest.final_norm), _HEAD_ROWS, self._model_head))
         here = [one for one in all_parts if self._is_here(one)]
         self.missing |= {one.name for one in all_parts if one not in here}
         free = usable_memory() - held_memory()
-        fitting = [one for one in here if _LOADING * self._bytes(one) < free]
-        fitting = fitting or here[:1]  # nothing at all would be no profile
+        # Without a single chain of layers there would be no profile.
+        least = min((one for one in here if one.load == self._block), key=self._bytes)
+        fitting = [one for one in here if one is least or _LOADING * self._bytes(one) < free]
         self.too_large |= {one.name for one in here if one not in fitting}
         return fitting
 
-    def _is_here(self, part: _Wanted) -> bool:
-        names = [*part.files, *(_data(name) for name in part.files if name.endswith(".onnx"))]
+    def _is_here(self, part: Wanted) -> bool:
+        names = [*part.files, *(data_file(name) for name in part.files if name.endswith(".onnx"))]
         listed = [name for name in names if name in self._artifact.manifest.files]
         return all((self._artifact.folder / name).is_file() for name in listed)
 
-    def _load(self, backend: OnnxBackend, part: _Wanted) -> _Part:
+    def _load(self, backend: OnnxBackend, part: Wanted) -> Part:
         call, held = part.load(backend, part.name)
-        return _Part(name=part.name, rows=part.rows, call=call, held=held)
+        return Part(name=part.name, rows=part.rows, call=call, held=held)
 
     def _block(self, backend: OnnxBackend, graph: str) -> tuple[Call, int]:
         before = held_memory()
@@ -343,7 +343,19 @@ class _Found:
 
         return call, max(0, held)
 
-    def _time(self, parts: Sequence[_Part], budget: float) -> None:
+    def _path_head(self, path: DraftEntry, backend: OnnxBackend, _name: str) -> tuple[Call, int]:
+        """What is left of a draft path's exit: its adapter is in the chain."""
+        shared = self._head(backend, path.head)
+        asked = ExitHead(self._artifact, closing_exit(path), backend, shared)
+        row = self._rows(1)
+
+        def call(_count: int) -> object:
+            return asked.top(row)
+
+        call(1)
+        return call, 0
+
+    def _time(self, parts: Sequence[Part], budget: float) -> None:
         """In turns, as a token runs through them; many rows less often than few."""
         counts = sorted({count for part in parts for count in part.rows})
         until = time.perf_counter() + budget
@@ -370,11 +382,6 @@ class _Found:
         return made
 
 
-def _mean(costs: Sequence[RowCost]) -> RowCost:
-    seconds = np.mean([cost.seconds for cost in costs], axis=0)
-    return RowCost(rows=costs[0].rows, seconds=tuple(seconds.tolist()))
-
-
 def usual_threads() -> list[int]:
     """1, 2, 4, … up to what the device has."""
     made, most = [1], cpu_limits().most_threads
@@ -383,16 +390,9 @@ def usual_threads() -> list[int]:
     return made if made[-1] == most or most > 8 else [*made, most]
 
 
-def _data(graph: str) -> str:
-    return graph.removesuffix(".onnx") + ".data"
-
-
-def _size(artifact: Artifact, graph: str | None) -> int:
-    """Bytes of a graph's weights, by the manifest."""
-    if graph is None:
-        return 0
-    entry = artifact.manifest.files.get(_data(graph)) or artifact.manifest.files.get(graph)
-    return entry.bytes if entry is not None else 0
+def _layers(path: DraftEntry) -> int:
+    """Of the chain, the exit's adapter included."""
+    return len(path.layers) + path.exit_layers
 
 
 def _code_bytes() -> int:

@@ -27,7 +27,13 @@ from collm.policy.cost_model import Candidate, FrameBytes
 from collm.policy.criteria import Confidence
 from collm.policy.profile_json import device_from_json, device_to_json
 from collm.policy.profiles import Acceptance, CloudProfile, DeviceProfile, RowCost
-from collm.runtime.acceptance import find_acceptance, keep_acceptance, record_acceptance
+from collm.runtime.acceptance import (
+    find_acceptance,
+    keep_acceptance,
+    record_acceptance,
+    unrecorded_paths,
+)
+from collm.runtime.draft_stage import DraftStage
 from collm.runtime.hardware import held_memory, usable_memory
 from collm.runtime.profiling import measure_device, profile_key, usual_threads
 from collm.runtime.stage import Stage
@@ -51,13 +57,18 @@ def profiles_folder() -> Path:
 
 
 def known_profile(artifact: Artifact, folder: Path | None = None) -> DeviceProfile | None:
-    """This device's profile of the artifact, if it was measured before; a damaged one is none."""
+    """This device's profile of the artifact, if it was measured before.
+
+    A damaged one is none, and one from before draft paths were measured.
+    """
     path = (folder or profiles_folder()) / f"{profile_key(artifact)}.json"
     try:
         if path.stat().st_size > DEFAULT_LIMITS.max_profile_bytes:
             return None
         found = device_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UsageError, UnicodeDecodeError):
+        return None
+    if found.paths.keys() != {entry.name for entry in artifact.manifest.drafts}:
         return None
     # What is free may have changed; what the hardware is has not, or the key would be another.
     return replace(found, memory_bytes=usable_memory())
@@ -113,11 +124,13 @@ def acceptance(
 ) -> Acceptance:
     """Recorded before, or now and kept with the artifact.
 
-    Raises UsageError where it is not there and the whole model is not here, or does not fit.
+    A record without a draft path that is here is made anew where the whole model fits, and does
+    where it does not: no plan then has that path. Raises UsageError where there is none and the
+    whole model is not here, or does not fit.
     """
     elsewhere = (folder or profiles_folder()) / f"{profile_key(artifact)}.acceptance.safetensors"
     found = None if refresh else find_acceptance(artifact, elsewhere)
-    if found is not None:
+    if found is not None and not unrecorded_paths(artifact, found):
         return found
     manifest = artifact.manifest
     need = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".data"))
@@ -125,6 +138,8 @@ def acceptance(
         block.graph for block in manifest.blocks if not (artifact.folder / block.graph).is_file()
     ]
     if missing or need > _WHOLE_SHARE * (usable_memory() - held_memory()):
+        if found is not None:
+            return found
         why = f"{missing[0]} is not here" if missing else f"it takes {need / 1e6:.0f} MB"
         raise UsageError(
             f"{artifact.folder}: how often its exits are right was not recorded, and takes the "
@@ -188,10 +203,15 @@ def way_words(candidate: Candidate, layers: int) -> list[str]:
     words = ["--mode", candidate.mode]
     if candidate.mode == "cloud":
         return words
-    words += ["--placement", str(candidate.placement), "--threads", str(candidate.threads)]
+    if candidate.draft_path:
+        words += ["--draft-path", candidate.draft_path]
+    else:
+        words += ["--placement", str(candidate.placement)]
+    words += ["--threads", str(candidate.threads)]
     if candidate.mode == "verified" and candidate.placement == layers:
         return words
-    words += ["--exits", ",".join(map(str, candidate.exits))]
+    if candidate.exits:
+        words += ["--exits", ",".join(map(str, candidate.exits))]
     words += ["--threshold", f"{candidate.threshold:g}"]
     if candidate.mode != "standalone":
         words += ["--wire", candidate.wire]
@@ -214,19 +234,16 @@ class _Noted(Costs):
 def _step_seconds(artifact: Artifact, device: DeviceProfile) -> float:
     """What a token costs beside its layers and its exit: a loop of drafts with the first exit.
 
-    0 where there is none, or its blocks are not all here.
+    Of a draft path where there is no exit, or its blocks are not all here; 0 without either.
     """
-    entry = next((e for e in artifact.manifest.exits if e.cut < device.bounds[-1]), None)
-    if entry is None:
+    stage = _drafting_stage(artifact, device.bounds[-1])
+    if stage is None:
         return 0.0
-    try:
-        stage = Stage(artifact, range(entry.cut), exits=(entry.cut,))
-    except ArtifactError:
-        return 0.0
+    (cut,) = stage.exits
     noted, session = _Noted(), stage.open()
     drafter = Drafter(
         session,
-        (entry.cut,),
+        (cut,),
         Confidence(1.0),
         Sampling(),
         tracker=CoherenceTracker(is_boundary=lambda _: False),
@@ -237,7 +254,7 @@ def _step_seconds(artifact: Artifact, device: DeviceProfile) -> float:
     drafter.read_prompt(ids)
     beside: list[float] = []
     for _ in range(_STEPS):
-        session.run(entry.cut)  # the layers are not what is measured
+        session.run(cut)  # the layers are not what is measured
         started = time.perf_counter()
         guess = drafter.guess(ids)
         drafter.write(1, 0.5, 1.0)
@@ -247,6 +264,23 @@ def _step_seconds(artifact: Artifact, device: DeviceProfile) -> float:
         beside.append(time.perf_counter() - started - noted.last)
     session.close()
     return max(0.0, statistics.median(beside))
+
+
+def _drafting_stage(artifact: Artifact, layers: int) -> Stage | None:
+    """The smallest that has an exit, of those whose files are here."""
+    manifest = artifact.manifest
+    cut = next((e.cut for e in manifest.exits if e.cut < layers), None)
+    if cut is not None:
+        try:
+            return Stage(artifact, range(cut), exits=(cut,))
+        except ArtifactError:
+            pass  # fetched in part
+    for entry in manifest.drafts:
+        try:
+            return DraftStage(artifact, entry.name)
+        except ArtifactError:
+            continue
+    return None
 
 
 def _write(path: Path, text: str) -> None:
