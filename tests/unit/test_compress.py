@@ -392,3 +392,9 @@ def test_channels_of_a_plan_decide_its_digest(artifact: Artifact) -> None:
         for channels in ({}, {0: np.arange(32)}, {0: np.arange(32, 64)}, {1: np.arange(32)})
     ]
     assert len({plan.digest(artifact) for plan in plans}) == 4
+
+
+def test_the_table_in_the_docs_is_made_from_the_raw_figures() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    raw = read_raw(docs / "results/compress.json")
+    assert f"{BEGIN}\n\n{markdown(raw)}\n\n{END}" in (docs / "compression.md").read_text()

@@ -104,7 +104,7 @@ class Analyzer:
     def run(self) -> Analysis:
         """All of it."""
         n = self.count
-        self._total = 3 * n + sum(n - layer + _HEAD for layer in range(n)) + self._search_runs
+        self._total = n + sum(self._layer_runs(layer) for layer in range(n)) + self._search_runs
         self._read()
         at_cuts = {cut: self.states[cut] for cut in (0, *self._cuts())}
         exits = {cut: self._score_exit(cut, at_cuts)[0] for cut in self.exits}
@@ -170,7 +170,7 @@ class Analyzer:
         arch = self.artifact.architecture
         known = self.known.layers.get(layer)
         if known is not None:
-            self._step(2 + self.count - layer + _HEAD)
+            self._step(self._layer_runs(layer))
             return known
         self._what = f"layer {layer}"
         before, after = self.states[layer], self.states[layer + 1]
@@ -184,7 +184,7 @@ class Analyzer:
             at_cuts |= {other: states} if other in self._cuts() else {}
             states = self._run(other, states)
         agreement, divergence = self._score_head(states)
-        self._step(1 + _HEAD)
+        self._step(_HEAD)
         made = LayerReport(
             layer=layer,
             decode_seconds=seconds,
@@ -198,8 +198,14 @@ class Analyzer:
             },
             channels=tuple(float(f"{value:.4g}") for value in importance),
         )
+        self._step(_EXIT * len(made.exit_agreement))
         self.known.keep_layer(made)
         return made
+
+    def _layer_runs(self, layer: int) -> int:
+        """What `_layer` counts: two of its own, those of the layers after it, scores."""
+        exits = sum(cut > layer for cut in self.exits)
+        return 2 + self.count - layer - 1 + _HEAD + _EXIT * exits
 
     def _cuts(self) -> tuple[int, ...]:
         return self.artifact.manifest.cuts

@@ -119,7 +119,7 @@ def markdown(raw: Mapping[str, Any]) -> str:
     parts.append(
         f"{raw['model']}, {raw['threads']} thread(s), {raw['held_out_rows']:,} held-out tokens, "
         f"exits tuned on {said.get('tune_tokens', 0):,} tokens each; machine: "
-        f"{said.get('machine', 'unknown')}."
+        f"{said.get('machine', 'unknown')}, load average {raw.get('load_average', 0.0):.1f}."
     )
     for cut in dict.fromkeys(v["cut"] for v in raw["variants"]):
         rows = [line.cells for line in lines(raw) if line.cut == cut]
