@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from collm.bench import adapt, wire
 from collm.bench.table_report import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +120,10 @@ def test_the_capacity_table_says_what_was_measured() -> None:
             f"{one['identical']} of {one['answers']} |"
         )
         assert figures in page, one["name"]
+
+
+@pytest.mark.parametrize("made", [wire, adapt], ids=["wire", "adapt"])
+def test_what_travels_is_what_was_measured(made: ModuleType) -> None:
+    name = made.__name__.rpartition(".")[2]
+    raw = json.loads((ROOT / f"docs/results/{name}.json").read_text())
+    assert made.markdown(raw) in (ROOT / "docs/transmission.md").read_text()

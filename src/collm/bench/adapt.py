@@ -7,9 +7,9 @@
             answer the prompt; after `change_at` tokens the link takes its other shape
 
 Fixed settings stay as they are; `auto` and `verified` with the wire format `auto` change. What is
-looked at is when tokens come: the rate in every second after the change beside the best fixed
-setting's rate there, and when the controller's stays above `good` of it. `verified auto`, which may
-not leave all to the cloud, is set beside the fixed settings that do not.
+looked at is when tokens come: the rate of every run of 24 tokens after the change beside the best
+fixed setting's rate of the same tokens, and when the controller's stays above `good` of it.
+`verified auto`, which may not leave all to the cloud, is set beside fixed settings that do not.
 
 Not covered: a link that becomes faster.
 """
@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import numpy as np
 
 from collm.bench.cores import choose_cores, pin, pinned_here
 from collm.bench.machine import load_average, this_machine
@@ -50,8 +48,9 @@ CONTENDERS = {
 }
 """Mode and wire format."""
 CONTROLLED = ("verified auto", "auto")
-_WINDOW = 1.0
-_STEP = 0.1
+_RUN = 24
+"""Tokens looked at together."""
+_STEP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +79,6 @@ class Course:
     changes: list[tuple[int, str, str, int]]
     """Token, mode, wire format and layers on the edge from there on."""
 
-    def rate(self, start: float, end: float) -> float:
-        """Tokens a second from `start` to `end`."""
-        return sum(start <= at < end for at in self.arrivals) / (end - start)
-
     @property
     def steady(self) -> float:
         """Tokens a second from two seconds after the change, or from its half, to the end."""
@@ -98,15 +93,26 @@ class Course:
         early = [at for at in self.arrivals if at < 0]
         return (len(early) - 1) / (early[-1] - early[0]) if len(early) > 2 else 0.0
 
-    def settles(self, rate: float) -> float | None:
-        """Seconds after the change from which on every second has `rate`; None: never."""
-        ends = self.arrivals[-1] - _WINDOW
-        starts = np.arange(0.0, max(ends, 0.0), _STEP)
-        poor = [at for at in starts if self.rate(at, at + _WINDOW) < rate]
+    def seconds(self, first: int, count: int) -> float:
+        """That tokens [first, first + count) took."""
+        return self.arrivals[first + count - 1] - self.arrivals[first - 1]
+
+    def settles(self, best: Sequence[Course], good: float) -> float | None:
+        """Seconds after the change from which on every run of tokens comes at `good` of the rate
+        at which the best setting's same tokens come (the median of its answers); None: never.
+
+        The same tokens, because some parts of a text are easier than others.
+        """
+        after = [index for index, at in enumerate(self.arrivals) if at >= 0]
+        poor = [
+            first
+            for first in range(after[0] + 1, len(self.arrivals) - _RUN, _STEP)
+            if good * self.seconds(first, _RUN) > median(one.seconds(first, _RUN) for one in best)
+        ]
         if not poor:
             return 0.0
-        found = float(poor[-1] + _STEP)
-        return found if found < ends else None
+        end = poor[-1] + _STEP
+        return None if end >= len(self.arrivals) - _RUN else max(0.0, self.arrivals[end])
 
 
 def run_adapt(
@@ -163,7 +169,7 @@ def figures(courses: Sequence[Course], contenders: Sequence[str], good: float) -
         ]
         best_name = max(fixed, key=lambda other: median(one.steady for one in of[other]))
         best = median(one.steady for one in of[best_name])
-        settled = [one.settles(good * best) for one in of[name]]
+        settled = [one.settles(of[best_name], good) for one in of[name]]
         known = [seconds for seconds in settled if seconds is not None]
         made.append(
             {
