@@ -105,9 +105,10 @@ def test_a_bold_draft_is_corrected_and_a_good_one_saves_trips(
     accepted = sum(t.source.startswith("exit@") for t in account.tokens)
     assert 0 < accepted < account.drafted
     assert account.rounds < len(account.tokens)
-    # Rejected drafts were sent too, prompt and answer were sent once each: 576 float32 a row.
+    # Rejected drafts were sent too, prompt and answer were sent once each: 576 float32 a row, of
+    # which zstd takes a few per cent off.
     rows = account.prompt_tokens + account.rounds + account.drafted
-    assert rows * 576 * 4 <= account.bytes_up <= rows * (576 * 4 + 64) + 4096
+    assert 0.85 * rows * 576 * 4 <= account.bytes_up <= rows * (576 * 4 + 64) + 4096
 
 
 @pytest.mark.slow
