@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,6 +49,16 @@ from collm.wire.messages import Ask, Bye, Generate, Token, Verdict, Welcome
 Progress = Callable[[str, int, int], None]
 
 _STEPS = 24
+_START_SECONDS = 60.0
+_SECOND_PROCESS_BYTES = 2**28
+_EMPTY_EDGE = """
+import sys
+import collm.cli.main
+from collm.model.artifact import Artifact
+from collm.runtime.hardware import held_memory
+tokenizer = Artifact(sys.argv[1]).tokenizer()
+print(held_memory())
+"""
 _WHOLE_SHARE = 0.8
 """Of the usable memory: a model that would take more is not loaded whole to record its exits."""
 
@@ -89,12 +101,10 @@ def device_profile(
         return found
     usual = known is None and set(threads or ()) <= set(usual_threads())
     tried = None if usual else threads
-    tokenizer = artifact.tokenizer()  # it is part of every process, and not a small one
-    base = held_memory()
+    base = base_bytes(artifact)
     made = measure_device(
         artifact, budget=budget, threads=tried, base_bytes=base, progress=progress
     )
-    del tokenizer
     made = replace(made, step_seconds=_step_seconds(artifact, made))
     if tried is None:  # others are an experiment's
         kept = folder or profiles_folder()
@@ -110,6 +120,28 @@ def _with_threads(device: DeviceProfile, threads: Sequence[int] | None) -> Devic
         return device
     costs = tuple(one for one in device.costs if one.threads in threads)
     return replace(device, costs=costs) if len(costs) == len(set(threads)) else None
+
+
+def base_bytes(artifact: Artifact) -> int:
+    """What an edge's process takes before it has loaded a layer, its tokenizer included.
+
+    Found in a process of its own: this one may hold anything.
+    """
+    command = [sys.executable, "-c", _EMPTY_EDGE, str(artifact.folder)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=_START_SECONDS,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+        return int(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        tokenizer = artifact.tokenizer()
+        held = held_memory()
+        del tokenizer
+        return held
 
 
 def acceptance(
