@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from collm.config import Generation
 from collm.errors import Unreachable
 from collm.limits import Limits
 from collm.link.background import BackgroundServer
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.dialer import Dialer
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud
@@ -87,7 +85,7 @@ class Host:
         self.service.close()
 
 
-class Tiers:
+class Tiers(Closing):
     """Addresses are names: `cloud`, `server0`, `server1`."""
 
     def __init__(
@@ -139,15 +137,8 @@ class Tiers:
         return Edge(self.artifact, mode=mode, placement=placement, limits=self.limits,
                     connect=self.dialer(*names), **options)  # type: ignore[arg-type]  # fmt: skip
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End them all."""
         self._stack.close()
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from collm.bench.cores import Cores, pin
 from collm.limits import DEFAULT_LIMITS
-from collm.link.base import Link
+from collm.link.base import Closing, Link
 from collm.link.grpc_client import connect
 from collm.link.shapes import LinkShape
 from collm.serve.spawn import spawned_cloud, spawned_link
@@ -31,7 +30,7 @@ class World(Protocol):
         ...
 
 
-class Processes:
+class Processes(Closing):
     """Real ones, on this machine."""
 
     def __init__(self, folder: Path, *, threads: int, cores: Cores) -> None:
@@ -72,15 +71,8 @@ class Processes:
             self._links[key] = made.address
         return self._links[key]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End them all."""
         self._stack.close()
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from collm.cli.options import JsonOption, ThreadsOption, output_file, thread_count, tune_folder
 from collm.cli.progress import counting_bar
 from collm.cli.run import default_placement
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
 
@@ -80,8 +80,7 @@ def analyze_command(
     if as_json:
         typer.echo(record)
         return
-    console = Console()
-    print_analysis(console if console.is_terminal else Console(width=110), made)
+    print_analysis(wide_console(110), made)
 
 
 def text_for(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from collm.cli.bench_capacity import capacity_command, scaling_command
 from collm.cli.bench_compress import compress_bench_command
@@ -29,7 +28,7 @@ from collm.cli.options import (
 from collm.cli.progress import counting_bar
 from collm.cli.prompts import read_prompts, record_ids
 from collm.cli.run import cloud_link, default_placement
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.model.artifact import Artifact
 from collm.model.sources import resolve_source
 
@@ -90,8 +89,7 @@ def engine_command(
         typer.echo(text)
     else:
         # Wide enough for the tables also where the output is no terminal.
-        console = Console()
-        print_report(console if console.is_terminal else Console(width=120), report)
+        print_report(wide_console(120), report)
 
 
 @bench.command("deadline")
@@ -144,5 +142,4 @@ def deadline_command(
         first, *others = (f"{1000 * seconds:.1f} ms" for seconds in times)
         shares = (f"{share:.1%}" for share in (timing.late, timing.degraded, timing.from_cloud))
         table.add_row(first, str(timing.tokens), *others, *shares)
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
+    wide_console(100).print(table)

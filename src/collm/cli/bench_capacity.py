@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from collm.bench.datasets import Item, choose_items
 from collm.cli.demo import PROMPTS
@@ -21,7 +20,7 @@ from collm.cli.eval_quality import read_items
 from collm.cli.options import JsonOption, numbers, output_file
 from collm.cli.progress import counting_bar
 from collm.cli.run import default_placement
-from collm.cli.show import megabytes, plain_table
+from collm.cli.show import megabytes, plain_table, wide_console
 from collm.errors import UsageError
 from collm.limits import DEFAULT_LIMITS
 from collm.model.artifact import Artifact, check_placement
@@ -302,5 +301,4 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _print(table: Any) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=130)).print(table)
+    wide_console(130).print(table)

@@ -21,7 +21,7 @@ from collm.cli.options import (
     tune_folder,
 )
 from collm.cli.progress import counting_bar
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.errors import PlacementError, UsageError
 from collm.model.artifact import Artifact
 
@@ -99,8 +99,7 @@ def compress_bench_command(
     if as_json:
         typer.echo(text)
         return
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    console = wide_console(150)
     for cut in dict.fromkeys(v["cut"] for v in figures["variants"]):
         _print(console, f"Draft paths up to layer {cut}", cut, lines(figures))
     console.print(answer(figures), highlight=False)

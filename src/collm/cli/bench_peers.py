@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from collm.bench.datasets import Item, choose_items
 from collm.cli.demo import PROMPTS
@@ -19,7 +18,7 @@ from collm.cli.eval_quality import read_items
 from collm.cli.options import JsonOption, output_file
 from collm.cli.progress import counting_bar
 from collm.cli.run import default_placement
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.model.artifact import Artifact, check_placement
 from collm.model.sources import resolve_source
 
@@ -139,8 +138,7 @@ def peers_command(
         times = (row.per_token, row.first_token, row.decode, row.near_cpu, row.far_cpu)
         cells = [f"{1000 * seconds:.1f} ms" for seconds in times]
         table.add_row(row.name, f"{row.against_plain:.2f}", *cells, f"{row.same_prefix:.0f}")
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    wide_console(120).print(table)
     if programs is None:
         typer.echo(
             "llama.cpp's RPC split was left out: no wheel has it; build llama.cpp with "

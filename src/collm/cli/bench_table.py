@@ -12,7 +12,6 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from collm.bench.datasets import Item, choose_items
 from collm.cli.demo import PROMPTS
@@ -20,7 +19,7 @@ from collm.cli.eval_quality import read_items
 from collm.cli.options import JsonOption
 from collm.cli.progress import counting_bar
 from collm.cli.run import default_placement
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.model.artifact import Artifact, check_placement
 
 
@@ -175,7 +174,6 @@ def table_command(
 def _print_summary(raw: dict[str, Any]) -> None:
     """Medians per link and contender; the report has the rest."""
     columns = ["contender", "wall", "first token", "cloud CPU", "bytes up", "identical"]
-    console = Console()
     for link in raw["links"]:
         table = plain_table(f"{link['name']}: medians of an answer", columns)
         for one in raw["contenders"]:
@@ -191,4 +189,4 @@ def _print_summary(raw: dict[str, Any]) -> None:
             up = f"{median(answer['bytes_up'] for answer in some):,.0f}"
             same = sum(answer["identical"] for answer in some)
             table.add_row(one["name"], *times, up, f"{same}/{len(some)}")
-        (console if console.is_terminal else Console(width=110)).print(table)
+        wide_console(110).print(table)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from collm.cli.cloud import layers_of
 from collm.cli.demo import PROMPTS
 from collm.cli.options import JsonOption, WireOption, numbers, output_file
 from collm.cli.progress import counting_bar
 from collm.cli.prompts import read_prompts, record_ids
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.errors import UsageError
 from collm.link.shapes import LinkShape, parse_link
 from collm.model.artifact import Artifact, check_placement
@@ -179,5 +178,4 @@ def _print(rows: list[TierRow], near: LinkShape, far: LinkShape, tokens: int) ->
             f"{1000 * row.server_cpu_seconds:.1f} ms",
             f"{row.identical} of {row.answers}",
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    wide_console(160).print(table)

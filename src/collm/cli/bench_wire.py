@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from collm.cli.demo import PROMPTS
 from collm.cli.options import JsonOption, ThreadsOption, numbers, output_file, thread_count
 from collm.cli.progress import counting_bar
 from collm.cli.prompts import record_ids
 from collm.cli.run import default_placement
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.errors import UsageError
 from collm.model.artifact import Artifact, check_placement
 
@@ -147,5 +146,4 @@ def _adapt_row(one: dict[str, Any]) -> list[str]:
 
 
 def _print(table: Any) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=110)).print(table)
+    wide_console(110).print(table)

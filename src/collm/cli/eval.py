@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from collm.cli.eval_quality import eval_quality_command
 from collm.cli.options import JsonOption, ThreadsOption, numbers, output_file, thread_count
 from collm.cli.progress import counting_bar
+from collm.cli.show import wide_console
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
 
@@ -67,9 +67,8 @@ def eval_exits_command(
     if as_json:
         typer.echo(text)
         return
-    console = Console()
     # Wide enough for the tables also where the output is no terminal.
-    print_report(console if console.is_terminal else Console(width=100), report)
+    print_report(wide_console(100), report)
     for path in plots:
         typer.echo(f"wrote {path}")
 

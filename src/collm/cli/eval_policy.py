@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from collm.cli.options import JsonOption, output_file
+from collm.cli.show import wide_console
 from collm.errors import UsageError
 from collm.model.artifact import Artifact
 
@@ -73,7 +73,6 @@ def eval_policy_command(
     if as_json:
         typer.echo(text)
         return
-    console = Console()
-    print_policy_report(console if console.is_terminal else Console(width=120), report)
+    print_policy_report(wide_console(120), report)
     for path in plots:
         typer.echo(f"wrote {path}")

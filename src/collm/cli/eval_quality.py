@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from collm.bench.datasets import Item, choose_items, read_data
 from collm.bench.quality_settings import Setting, cross_settings, parse_setting, with_baseline
 from collm.cli.options import JsonOption, ThreadsOption, WireOption, numbers, thread_count
 from collm.cli.progress import counting_bar
 from collm.cli.run import cloud_link, default_placement
+from collm.cli.show import wide_console
 from collm.errors import PromptError, UsageError
 from collm.model.artifact import Artifact
 
@@ -142,9 +142,8 @@ def eval_quality_command(
     if as_json:
         typer.echo(text)
         return
-    console = Console()
     # Wide enough for the tables also where the output is no terminal.
-    print_report(console if console.is_terminal else Console(width=140), report)
+    print_report(wide_console(140), report)
     for path in plots:
         typer.echo(f"wrote {path}")
 

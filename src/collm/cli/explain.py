@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import typer
-from rich.console import Console
 
-from collm.cli.show import plain_table
+from collm.cli.show import plain_table, wide_console
 from collm.session.edge import Edge
 from collm.session.events import Account
 from collm.session.steering import Steering, describe
@@ -22,8 +21,7 @@ def explain_ways(account: Account, edge: Edge) -> None:
         return
     for change in account.changes:
         typer.echo(f"from token {change.index + 1}: {describe(change.way)}: {change.reason}")
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(_table(edge.steering))
+    wide_console(120).print(_table(edge.steering))
 
 
 def _table(steering: Steering) -> object:

@@ -95,6 +95,12 @@ def account_line(account: Account) -> str:
     return line
 
 
+def wide_console(width: int) -> Console:
+    """The terminal, or one of `width` characters where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def plain_table(title: str | None, columns: list[str]) -> Table:
     """A table whose first column is words and whose others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold")

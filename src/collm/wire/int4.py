@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collm.errors import ProtocolError
-from collm.wire.int8 import KEPT, largest
+from collm.wire.int8 import KEPT, checked_channels, largest
 
 F32 = npt.NDArray[np.float32]
 
@@ -94,9 +94,7 @@ def decode(payload: bytes, count: int, hidden: int) -> F32:
     if not good.all():
         row = int(np.argmin(good))
         raise ProtocolError(f"row {row} has a scale that is not 0 or above, and finite")
-    channels = rows["channels"].astype(np.int64)
-    if channels.size and ((channels[:, -1] >= hidden).any() or (np.diff(channels) <= 0).any()):
-        raise ProtocolError(f"kept channels must be ascending and below {hidden}")
+    channels = checked_channels(rows["channels"], hidden)
     packed = rows["nibbles"]
     values = np.empty((count, _groups(hidden), GROUP), dtype=np.float32)
     values[:, :, 0::2] = packed & np.uint8(15)

@@ -87,13 +87,19 @@ def decode(payload: bytes, count: int, hidden: int) -> F32:
     if not good.all():
         row = int(np.argmin(good))
         raise ProtocolError(f"row {row} has the scale {scale[row]}; it must be 0 or above, finite")
-    channels = rows["channels"].astype(np.int64)
-    if channels.size and ((channels[:, -1] >= hidden).any() or (np.diff(channels) <= 0).any()):
-        raise ProtocolError(f"kept channels must be ascending and below {hidden}")
+    channels = checked_channels(rows["channels"], hidden)
     with np.errstate(over="ignore"):
         values = rows["bytes"].astype(np.float32) * scale[:, None]
     np.put_along_axis(values, channels, rows["kept"].astype(np.float32), axis=1)
     return values
+
+
+def checked_channels(channels: npt.NDArray[np.uint16], hidden: int) -> npt.NDArray[np.int64]:
+    """Where kept values belong, [n, KEPT]. Raises ProtocolError for what `encode` never writes."""
+    found = channels.astype(np.int64)
+    if found.size and ((found[:, -1] >= hidden).any() or (np.diff(found) <= 0).any()):
+        raise ProtocolError(f"kept channels must be ascending and below {hidden}")
+    return found
 
 
 def largest(sizes: F32, count: int) -> npt.NDArray[np.bool_]:
