@@ -60,7 +60,9 @@ def spawned_link(
 @contextmanager
 def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawned]:
     """`collm WORDS --listen 127.0.0.1:0 --spawned`, which says its address in a line."""
-    command = [sys.executable, "-m", "collm", *words, "--listen", "127.0.0.1:0", "--spawned"]
+    # What the user's configuration says of clouds is not meant for this one.
+    command = [sys.executable, "-m", "collm", "--no-config", *words]
+    command += ["--listen", "127.0.0.1:0", "--spawned"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
