@@ -77,3 +77,6 @@ ANSWER_SECONDS: Final = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
     registry=REGISTRY,
 )
+ACTIVE: Final = Gauge(
+    "collm_answers_active", "Answers under way at an edge that serves several", registry=REGISTRY
+)

@@ -47,7 +47,8 @@ from collm.link.grpc_client import OPEN
 from collm.link.route_prober import RouteProber
 from collm.serve.metrics import metrics_server
 from collm.serve.spawn import spawned_cloud
-from collm.session.edge import Answer, Edge
+from collm.session.answer import Answer
+from collm.session.edge import Edge
 from collm.session.events import Account
 from collm.session.placed import default_placement as default_placement
 
