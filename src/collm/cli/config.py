@@ -82,7 +82,9 @@ def show_command(
     if not (verb or everything):
         shown = [one for one in shown if one.source != "default"]
     if as_json:
-        found = [{"verb": s.verb, "option": s.key, "value": s.value, "source": s.source} for s in shown]
+        found = [
+            {"verb": s.verb, "option": s.key, "value": s.value, "source": s.source} for s in shown
+        ]
         files_told = [str(file.path.absolute()) for file in files]
         typer.echo(json.dumps({"files": files_told, "settings": found}, default=str))
         return
@@ -168,7 +170,9 @@ def init_command(
     file: Annotated[
         Path | None, typer.Argument(help="The file to make; default: the user's.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
 ) -> None:
     """Write a file with every everyday option, all commented out."""
     path = file or places()[1]

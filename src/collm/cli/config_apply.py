@@ -79,9 +79,7 @@ def verb_defaults(named: Path | None, verb: Verb, command: Commands) -> dict[str
     return _mapped(files, (verb.name,), command)
 
 
-def _mapped(
-    files: list[ConfigFile], names: tuple[str, ...], command: Commands
-) -> dict[str, Any]:
+def _mapped(files: list[ConfigFile], names: tuple[str, ...], command: Commands) -> dict[str, Any]:
     if isinstance(command, TyperGroup):
         for file in files:
             _check_names(file, names, file.table(names), list(command.commands), "command")
@@ -138,7 +136,9 @@ def _check_names(
         where = f"[{'.'.join(names)}] " if names else ""
         near = get_close_matches(name.replace("_", "-"), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        raise UsageError(f"{file.path}: {where}{one_line(name, 60)}: no {what} of that name; {hint}")
+        raise UsageError(
+            f"{file.path}: {where}{one_line(name, 60)}: no {what} of that name; {hint}"
+        )
 
 
 def _taken(

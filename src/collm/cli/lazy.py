@@ -91,5 +91,8 @@ class VerbGroup(TyperGroup):
         if others:
             with formatter.section("More"):
                 formatter.write_dl(
-                    [(f"{name:<{width}}", one.get_short_help_str(60)) for name, one in others.items()]
+                    [
+                        (f"{name:<{width}}", one.get_short_help_str(60))
+                        for name, one in others.items()
+                    ]
                 )

@@ -88,5 +88,4 @@ def _sessions(one: Running) -> float | None:
         samples = read_samples(Source(one.socket))
     except CollmError:
         return None
-    active = samples.total("collm_answers_active")
-    return samples.total("collm_sessions") if active is None else active
+    return samples.total("collm_answers_active" if one.kind == "serve" else "collm_sessions")

@@ -20,7 +20,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,8 +174,8 @@ def _read(path: Path) -> Running | None:
     )
     if not fits:
         return None
-    told = {k: one_line(v, 500) if isinstance(v, str) else v for k, v in asdict(known).items()}
-    return Running(**told)
+    texts = {k: one_line(v, 500) for k, v in asdict(known).items() if isinstance(v, str)}
+    return replace(known, **texts)
 
 
 def _own_folder() -> Path:

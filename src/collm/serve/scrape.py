@@ -176,7 +176,7 @@ def _fetched(source: Source, limits: Limits) -> str:
         answer = connection.getresponse()
         body = answer.read(_MOST_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
-        told = getattr(error, "strerror", None) or error or type(error).__name__
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unreachable(f"{source.address}: nobody answers ({one_line(told, 120)})") from None
     finally:
         connection.close()

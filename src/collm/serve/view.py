@@ -20,10 +20,11 @@ class View:
     seconds: float | None
     """Between the readings."""
     sessions: float | None
+    """That a cloud holds."""
     active: float | None
-    """Answers under way, of a server."""
+    """Answers under way at an edge."""
     waiting: float | None
-    """Turns, or requests, that wait for theirs."""
+    """Turns that wait for a compute thread."""
     kv_bytes: float | None
     kv_budget: float | None
     tokens: float
@@ -73,13 +74,14 @@ def view(now: Samples, before: Samples | None = None, seconds: float = 0.0) -> V
     fresh = stood.since(earlier.histogram("collm_accepted_tokens")) if earlier else stood
     fresh = fresh if fresh.count else stood
     turns, questions = quantiles("collm_turn_seconds"), quantiles("collm_question_seconds")
-    is_edge = bool(now.by("collm_emitted_total", "source"))
+    # Every process has every number; whose they are shows in those that it has counted.
+    is_edge = bool(now.total("collm_emitted_total"))
     tokens = "collm_emitted_total" if is_edge else "collm_tokens_total"
     return View(
         seconds=seconds if earlier is not None else None,
         sessions=now.total("collm_sessions"),
         active=now.total("collm_answers_active"),
-        waiting=_added(now.total("collm_queue_depth"), now.total("collm_answers_waiting")),
+        waiting=now.total("collm_queue_depth"),
         kv_bytes=now.total("collm_kv_bytes"),
         kv_budget=now.total("collm_kv_budget_bytes"),
         tokens=now.total(tokens) or 0.0,
@@ -99,18 +101,13 @@ def view(now: Samples, before: Samples | None = None, seconds: float = 0.0) -> V
     )
 
 
-def _added(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
 def _shares(now: Samples, before: Samples | None, *, is_edge: bool) -> dict[str, float]:
     name, label = ("collm_emitted_total", "source") if is_edge else ("collm_answered_total", "by")
     found = now.by(name, label)
     if before is not None:
         old = before.by(name, label)
         fresh = {key: value - old.get(key, 0.0) for key, value in found.items()}
-        if min(fresh.values(), default=0) >= 0 and sum(fresh.values()):
+        if min(fresh.values(), default=0.0) >= 0 and sum(fresh.values()) > 0:
             found = fresh
     total = sum(found.values())
     return {key: value / total for key, value in sorted(found.items()) if value} if total else {}
