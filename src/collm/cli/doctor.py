@@ -164,7 +164,8 @@ def _config(context: typer.Context) -> Findings:
             check_sections(file)
         used = {name for file in files for name in file.tables}
         for verb in all_verbs():
-            if verb.name in used or "defaults" in used and verb.name in ("run", "chat", "cloud"):
+            is_common = "defaults" in used and verb.name in ("run", "chat", "cloud")
+            if verb.name in used or is_common:
                 for names, command in commands_of(verb, load(verb)):
                     settings(files, names, command)
     except UsageError as error:

@@ -59,8 +59,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "Serve the deeper layers to edges",
                 (
                     "collm cloud my-model --listen 127.0.0.1:50051",
-                    "collm cloud my-model --listen 0.0.0.0:50051 --tls-cert cloud.pem "
-                    "--tls-key cloud.key --tokens tokens",
+                    "collm cloud my-model --listen 0.0.0.0:50051 --tls-cert c.pem --tls-key c.key",
                 ),
             ),
             Verb("ps", "ps:ps_command", "List what runs on this machine"),

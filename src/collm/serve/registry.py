@@ -20,7 +20,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,10 +172,12 @@ def _read(path: Path) -> Running | None:
         one in (int, float) if name in ("started", "pid", "first", "last", "layers") else one is str
         for name, one in same.items()
     )
-    if not fits:
-        return None
-    texts = {k: one_line(v, 500) for k, v in asdict(known).items() if isinstance(v, str)}
-    return replace(known, **texts)
+    # A terminal obeys none of it.
+    return known if fits and all(one_line(text, 500) == text for text in _texts(known)) else None
+
+
+def _texts(one: Running) -> list[str]:
+    return [value for value in asdict(one).values() if isinstance(value, str)]
 
 
 def _own_folder() -> Path:
