@@ -17,6 +17,7 @@ from collm.config import Generation
 from collm.errors import PromptError, Refused, Unreachable
 from collm.link.base import Link
 from collm.serve.engine import Engine, EngineSettings
+from collm.session.edge import Shared
 
 __all__ = ["artifact", "world"]
 
@@ -154,13 +155,28 @@ def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, wo
         assert not health.ok and "nobody answers" in health.error
 
 
-def test_nobody_starves_behind_a_long_prompt(world: World) -> None:
-    """Short answers begin while a long prompt is still being run: turns are parts of it."""
-    with engine_of(world, most_kept=0) as engine:
-        long = engine.start(token_ids(1, 90), replace(MADE, max_tokens=1))
-        short = [engine.start(token_ids(n, 4), MADE) for n in range(6)]
-        assert all(len(list(reply)) == 16 for reply in short)
-        assert len(list(long)) == 1
+class Turns:
+    """A turn that counts how often it was taken."""
+
+    count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("mode", ["verified", "threshold", "refine", "standalone"])
+def test_a_long_prompt_takes_several_turns(world: World, mode: str) -> None:
+    """So that nobody waits for all of it; a text is the same whether or not it was run in parts."""
+    turns = Turns()
+    edge = world.edge(mode, 2, shared=Shared(turn=turns))
+    pieces = iter(edge.answer(token_ids(1, 90), replace(MADE, mode=mode, max_tokens=4)))
+    first = next(pieces).token.token_id
+    assert turns.count >= 3
+    alone = world.edge(mode, 2).answer(token_ids(1, 90), replace(MADE, mode=mode, max_tokens=4))
+    assert [first, *(p.token.token_id for p in pieces)] == alone.finish().token_ids
 
 
 def test_closing_breaks_off_what_is_under_way(world: World) -> None:
