@@ -54,6 +54,15 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         "Serve",
         (
             Verb(
+                "serve",
+                "serve:serve_command",
+                "Serve OpenAI's API and a chat page",
+                (
+                    "collm serve my-model --cloud spawn",
+                    "collm serve my-model --cloud 10.0.0.5:50051 --placement 15 --port 8080",
+                ),
+            ),
+            Verb(
                 "cloud",
                 "cloud:cloud_command",
                 "Serve the deeper layers to edges",
