@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from collm.cli.auto import given_options
 from collm.cli.chat_commands import Commands
 from collm.cli.chat_show import ChatPrinter, tally_line
 from collm.cli.chat_state import SETTINGS, Conversation
@@ -36,6 +35,7 @@ from collm.cli.options import (
     ThresholdOption,
     TopKOption,
     TopPOption,
+    given_options,
     layer_count,
     numbers,
     thread_count,
@@ -206,7 +206,7 @@ def _engine(
     wire: str,
 ) -> Iterator[tuple[EngineTalker, str]]:
     """An engine of this process, and the mode it answers in."""
-    from collm.cli.run import cloud_link
+    from collm.cli.cloud_link import cloud_link
     from collm.link.credentials import ClientSecurity
     from collm.serve.engine import Engine, EngineSettings
 

@@ -108,7 +108,7 @@ def prompt_session(modes: Callable[[], Iterable[str]]) -> PromptSession[str]:
     return PromptSession(
         HTML("<b>&gt;&gt;&gt; </b>"),
         multiline=True,
-        prompt_continuation="... ",
+        prompt_continuation=lambda _width, _line, wraps: "" if wraps else "... ",
         history=history(),
         key_bindings=keys,
         completer=CommandCompleter(modes),

@@ -76,6 +76,11 @@ class ChatPrinter:
         return style + Style(dim=True, italic=True) if said.preview or said.provisional else style
 
     def _write(self, text: str, style: Style) -> None:
+        if not self._console.is_terminal:  # what reads it wants every byte
+            self._console.file.write(text)
+            self._column = 0 if text.endswith("\n") else self._column + len(text)
+            self._console.file.flush()
+            return
         text = visible(text)
         self._row, self._column = moved(self._row, self._column, text, self._console.width)
         self._console.print(Text(text, style), end="", soft_wrap=True)

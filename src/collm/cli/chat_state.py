@@ -40,6 +40,7 @@ _PLAIN: dict[str, Callable[[str], Any]] = {
     "batch": int,
     "ahead": float,
     "lookup": _switch,
+    "ignore-eos": _switch,
 }
 SETTINGS = (*_SAMPLING, *_PLAIN, "deadline")
 """What `/set` knows, `system` beside."""
@@ -70,7 +71,7 @@ def changed(generation: Generation, name: str, text: str) -> Generation:
             return _in_mode(generation, text)
         return replace(generation, **{name.replace("-", "_"): _PLAIN[name](text)})
     except (ValueError, KeyError):
-        kind = "on or off" if name == "lookup" else "a number"
+        kind = "on or off" if name in ("lookup", "ignore-eos") else "a number"
         raise PromptError(f"{name} {text[:40]!r}: expected {kind}") from None
 
 

@@ -120,7 +120,11 @@ class ServerTalker:
             "seed": sampling.seed,
             "max-tokens": generation.max_tokens,
         }
-        ours = {"top-k": sampling.top_k, "repetition-penalty": sampling.repetition_penalty}
+        ours = {
+            "top-k": sampling.top_k,
+            "repetition-penalty": sampling.repetition_penalty,
+            "ignore-eos": generation.ignore_eos,
+        }
         options = {
             "mode": generation.mode,
             "threshold": generation.threshold,
