@@ -17,6 +17,7 @@ from collm.link.credentials import ClientSecurity
 from collm.serve.checks.finding import Finding, Findings, fault, ok, warning
 
 _SOON_DAYS = 14
+_LISTEN_SECONDS = 0.5
 _SKEW_SECONDS = 60.0
 _MOST_SKEW_SECONDS = 300.0
 _EXPIRED, _NOT_YET, _NO_HOST, _NO_IP = 10, 9, 62, 64
@@ -96,6 +97,7 @@ def check_tls(
             context.wrap_socket(raw, server_hostname=bare) as connection,
         ):
             certificate = connection.getpeercert() or {}
+            is_open = _stays_open(connection, protocols)
     except ssl.SSLCertVerificationError as error:
         yield _judged(error, host, security.ca, _seen(bare, port, limits), check)
         return
@@ -107,11 +109,16 @@ def check_tls(
                 f"{host}:{port} speaks no TLS",
                 "start it with --tls-cert and --tls-key, or leave --ca out",
             )
+        elif "CERTIFICATE" in said or "UNKNOWN_CA" in said:
+            yield _wants_certificate(check, host, port, security)
         else:
             yield fault(check, f"{host}:{port}: {said}", "look at its log")
         return
     except OSError as error:
         yield fault(check, f"{host}:{port}: {one_line(error)}", "does it speak TLS? see its log")
+        return
+    if not is_open:
+        yield _wants_certificate(check, host, port, security)
         return
     reached.tls = True
     ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
@@ -121,6 +128,28 @@ def check_tls(
         yield warning(check, told, "put a new one in its files; a running cloud reads it again")
     else:
         yield ok(check, told)
+
+
+def _stays_open(connection: ssl.SSLSocket, protocols: Sequence[str]) -> bool:
+    """In TLS 1.3 what a server thinks of our certificate comes after the handshake. SSLError."""
+    if "h2" not in protocols:
+        return True  # it waits for us to speak
+    connection.settimeout(_LISTEN_SECONDS)
+    try:
+        return bool(connection.recv(1))
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+def _wants_certificate(check: str, host: str, port: int, security: ClientSecurity) -> Finding:
+    given = "does not take this one" if security.certificate else "none was given"
+    return fault(
+        check,
+        f"{host}:{port} hangs up after the handshake: it asks edges for a certificate, and {given}",
+        "give --cert and --key, signed by the authority in the cloud's --client-ca",
+    )
 
 
 def _judged(
