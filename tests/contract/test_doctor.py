@@ -1,4 +1,4 @@
-"""`collm doctor` finds what was planted, and says what to do: real files, servers and certificates."""
+"""`collm doctor` finds what was planted and says what to do: real files, servers, certificates."""
 
 from __future__ import annotations
 

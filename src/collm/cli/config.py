@@ -74,7 +74,7 @@ def show_command(
             command = load(one)
             if not root.get("no_config"):
                 name_variables(command, one.name)
-            for path, each in commands_of(one, command):
+            for path, each in commands_of(files, one, command):
                 if len(path) > 1 and typed:
                     if typed[0] != path[1]:
                         continue

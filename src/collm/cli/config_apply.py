@@ -210,9 +210,17 @@ def _placed(value: Any, folder: Path, option: Parameter, key: str) -> Any:
     return value
 
 
-def commands_of(verb: Verb, command: Commands) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
-    """A verb, or the commands it has of its own, by their words."""
+def commands_of(
+    files: list[ConfigFile], verb: Verb, command: Commands
+) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    """A verb, or the commands it has of its own, by their words.
+
+    Raises UsageError where a file names a command that it has not.
+    """
     if isinstance(command, TyperGroup):
+        for file in files:
+            table = file.table((verb.name,))
+            _check_names(file, (verb.name,), table, list(command.commands), "command")
         for name, one in command.commands.items():
             assert isinstance(one, TyperCommand)
             yield (verb.name, name), one

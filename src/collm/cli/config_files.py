@@ -88,13 +88,17 @@ def read_file(path: Path) -> ConfigFile:
     return ConfigFile(path, found)
 
 
+def _trusted() -> tuple[int, ...]:
+    return (0, os.getuid())
+
+
 def _is_ours(path: Path) -> bool:
     """Whether it is there, and not put there by somebody else."""
     try:
         owner = path.stat().st_uid
     except OSError:
         return False
-    if not hasattr(os, "getuid") or owner in (0, os.getuid()):
+    if owner in _trusted():
         return True
     print(
         f"warning: {path.absolute()} belongs to another user, and is left out; name it with "

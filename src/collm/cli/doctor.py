@@ -166,7 +166,7 @@ def _config(context: typer.Context) -> Findings:
         for verb in all_verbs():
             is_common = "defaults" in used and verb.name in ("run", "chat", "cloud")
             if verb.name in used or is_common:
-                for names, command in commands_of(verb, load(verb)):
+                for names, command in commands_of(files, verb, load(verb)):
                     settings(files, names, command)
     except UsageError as error:
         yield fault("config", str(error), "mend that line; collm config show tells what counts")
