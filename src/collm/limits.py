@@ -33,6 +33,14 @@ class Limits:
     max_cost_entries: int = 1024
     """Figures that a cloud may tell of itself."""
 
+    # constraints (what the parser itself may use: `runtime.constraints`)
+    max_constraint_bytes: int = 64 * 2**10
+    """Of a JSON schema."""
+    max_expression_bytes: int = 8 * 2**10
+    """Of a regular expression or a grammar: they are dearer by the byte."""
+    max_pattern_bytes: int = 1024
+    """Of one expression in a JSON schema."""
+
     # link
     max_queued_frames: int = 1024
     max_queued_bytes: int = 64 * 2**20

@@ -10,7 +10,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from collm.config import Sampling
+from collm.config import MOST_ALTERNATIVES, Constraint, Sampling
 from collm.errors import PromptError, ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
@@ -21,6 +21,7 @@ from collm.wire.messages import (
     ATTACH_MINOR,
     FINISH_REASONS,
     REFUSAL_CODES,
+    Alternatives,
     Append,
     Ask,
     Attach,
@@ -249,7 +250,12 @@ def _ask(body: pb.Ask, limits: Limits) -> Ask:
 
 
 def _score(body: pb.Score, limits: Limits) -> Score:
-    return Score(epoch=body.epoch, base=body.base, draft=_draft(body, limits))
+    return Score(
+        epoch=body.epoch,
+        base=body.base,
+        draft=_draft(body, limits),
+        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+    )
 
 
 def _draft(body: pb.Verify | pb.Score, limits: Limits) -> tuple[int, ...]:
@@ -273,6 +279,7 @@ def _generate(body: pb.Generate, limits: Limits) -> Generate:
 
 def _sampling(body: pb.Sampling, limits: Limits) -> Sampling:
     try:
+        constrained = body.HasField("constraint")
         return Sampling(
             temperature=body.temperature,
             top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
@@ -280,9 +287,41 @@ def _sampling(body: pb.Sampling, limits: Limits) -> Sampling:
             top_p=body.top_p,
             seed=body.seed,
             repetition_penalty=body.repetition_penalty,
+            constraint=_constraint(body.constraint, limits)
+            if body.HasField("constraint")
+            else None,
+            top_logprobs=body.top_logprobs,
         )
     except PromptError as error:
         raise ProtocolError(f"sampling: {error}") from None
+
+
+def _constraint(body: pb.Constraint, limits: Limits) -> Constraint:
+    # Characters first: encoding takes memory of its own. The kind's own bound comes later.
+    most, text = limits.max_constraint_bytes, body.text
+    if len(text) > most or len(text.encode()) > most:
+        raise ProtocolError(f"a constraint is longer than {most} bytes")
+    start = checks.bounded("constraint start", body.start, limits.max_positions)
+    return Constraint(kind=body.kind[:40], text=text, start=start)
+
+
+def _alternatives(
+    body: pb.Verdict | pb.Scored | pb.Token, places: int, limits: Limits
+) -> tuple[Alternatives, ...]:
+    """Of so many places; empty where there are none at all."""
+    count = len(body.alternative_ids)
+    if not count and not len(body.alternative_logprobs):
+        return ()
+    checks.counted("alternatives", count, places * MOST_ALTERNATIVES)
+    if len(body.alternative_logprobs) != count or count % places:
+        raise ProtocolError(
+            f"{count} alternatives with {len(body.alternative_logprobs)} log-probabilities for "
+            f"{places} tokens"
+        )
+    ids = checks.token_ids("alternative", body.alternative_ids, limits)
+    told = list(zip(ids, map(checks.logprob, body.alternative_logprobs), strict=True))
+    each = count // places
+    return tuple(tuple(told[at : at + each]) for at in range(0, count, each))
 
 
 def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:
@@ -317,6 +356,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
         exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
+        alternatives=_alternatives(body, accepted + 1, limits),
     )
 
 
@@ -343,10 +383,12 @@ def _scored(body: pb.Scored, limits: Limits) -> Scored:
         next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
         next_logprob=checks.logprob(body.next_logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
+        alternatives=_alternatives(body, count + 1, limits),
     )
 
 
 def _token(body: pb.Token, limits: Limits) -> Token:
+    alternatives = _alternatives(body, 1, limits)
     return Token(
         epoch=body.epoch,
         position=checks.bounded("position", body.position, limits.max_positions),
@@ -354,4 +396,5 @@ def _token(body: pb.Token, limits: Limits) -> Token:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         rejected=checks.bounded("rejected", body.rejected, limits.max_draft_tokens),
+        alternatives=alternatives[0] if alternatives else (),
     )

@@ -7,7 +7,7 @@ a proxy damages, would be another text otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Any, assert_never
 
 from google.protobuf.message import EncodeError
 
@@ -18,6 +18,7 @@ from collm.wire.codec import carries_rows, encode_rows, pack_ids
 from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
+    Alternatives,
     Append,
     Ask,
     Attach,
@@ -128,7 +129,8 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         case Hello():
             return pb.Envelope(hello=pb.Hello(**vars(message)))
         case Score():
-            return pb.Envelope(score=pb.Score(**vars(message)))
+            sampling = None if message.sampling is None else _sampling(message.sampling)
+            return pb.Envelope(score=pb.Score(**{**vars(message), "sampling": sampling}))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
         case Recut():
@@ -142,11 +144,11 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         case Welcome():
             return pb.Envelope(welcome=pb.Welcome(**vars(message)))
         case Verdict():
-            return pb.Envelope(verdict=pb.Verdict(**vars(message)))
+            return pb.Envelope(verdict=pb.Verdict(**_told(message, message.alternatives)))
         case Scored():
-            return pb.Envelope(scored=pb.Scored(**vars(message)))
+            return pb.Envelope(scored=pb.Scored(**_told(message, message.alternatives)))
         case Token():
-            return pb.Envelope(token=pb.Token(**vars(message)))
+            return pb.Envelope(token=pb.Token(**_told(message, (message.alternatives,))))
         case Finished():
             return pb.Envelope(finished=pb.Finished(**vars(message)))
         case Attached():
@@ -190,5 +192,20 @@ def _pong(message: Pong) -> pb.Pong:
     return pb.Pong(nonce=message.nonce, padding=message.padding, figures=figures)
 
 
+def _told(message: Verdict | Scored | Token, places: Sequence[Alternatives]) -> dict[str, Any]:
+    """The message's fields, with the alternatives of its places side by side."""
+    fields: dict[str, Any] = dict(vars(message))
+    del fields["alternatives"]
+    if any(places):
+        if len({len(place) for place in places}) > 1:
+            raise ProtocolError("the places of a message have not as many alternatives each")
+        fields["alternative_ids"] = [token_id for place in places for token_id, _ in place]
+        fields["alternative_logprobs"] = [logprob for place in places for _, logprob in place]
+    return fields
+
+
 def _sampling(sampling: Sampling) -> pb.Sampling:
-    return pb.Sampling(**vars(sampling))
+    constraint = None
+    if sampling.constraint is not None:
+        constraint = pb.Constraint(**vars(sampling.constraint))
+    return pb.Sampling(**{**vars(sampling), "constraint": constraint})
