@@ -34,7 +34,8 @@ from collm.limits import DEFAULT_LIMITS, Limits
 from collm.model.artifact import Artifact
 
 if TYPE_CHECKING:
-    from llguidance import JsonCompileOptions, LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 Bool = npt.NDArray[np.bool_]
 

@@ -28,6 +28,8 @@ class Constrained:
         Raises PromptError for a constraint that cannot be kept to.
         """
         constraint = sampling.constraint if sampling is not None else None
+        if constraint is None:
+            self.forget()
         if constraint is None or self._is(constraint):
             return
         made = (Masks(self._artifact, one, self._limits) for one in (constraint,))

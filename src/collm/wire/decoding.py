@@ -10,18 +10,17 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from collm.config import MOST_ALTERNATIVES, Constraint, Sampling
-from collm.errors import PromptError, ProtocolError
+from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
+from collm.wire.choice import alternatives_of, sampling_of
 from collm.wire.codec import carries_rows, decode_rows, row_bytes, unpack_ids
 from collm.wire.compression import decompressed
 from collm.wire.messages import (
     ATTACH_MINOR,
     FINISH_REASONS,
     REFUSAL_CODES,
-    Alternatives,
     Append,
     Ask,
     Attach,
@@ -233,7 +232,7 @@ def _verify(body: pb.Verify, limits: Limits) -> Verify:
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
-        sampling=_sampling(body.sampling, limits),
+        sampling=sampling_of(body.sampling, limits),
         may_exit=body.may_exit,
     )
 
@@ -244,7 +243,7 @@ def _ask(body: pb.Ask, limits: Limits) -> Ask:
         epoch=body.epoch,
         drafted=checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens),
         token_ids=unpack_ids(body.token_ids),
-        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+        sampling=sampling_of(body.sampling, limits) if body.HasField("sampling") else None,
         may_exit=body.may_exit,
     )
 
@@ -254,7 +253,7 @@ def _score(body: pb.Score, limits: Limits) -> Score:
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
-        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+        sampling=sampling_of(body.sampling, limits) if body.HasField("sampling") else None,
     )
 
 
@@ -273,55 +272,8 @@ def _generate(body: pb.Generate, limits: Limits) -> Generate:
         base=checks.bounded("base", body.base, limits.max_positions),
         max_tokens=checks.bounded("max tokens", body.max_tokens, limits.max_new_tokens),
         stop_ids=checks.token_ids("stop id", body.stop_ids, limits),
-        sampling=_sampling(body.sampling, limits),
+        sampling=sampling_of(body.sampling, limits),
     )
-
-
-def _sampling(body: pb.Sampling, limits: Limits) -> Sampling:
-    try:
-        constrained = body.HasField("constraint")
-        return Sampling(
-            temperature=body.temperature,
-            top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
-            # A message without sampling has zeros here, and top_p 0 is refused.
-            top_p=body.top_p,
-            seed=body.seed,
-            repetition_penalty=body.repetition_penalty,
-            constraint=_constraint(body.constraint, limits)
-            if body.HasField("constraint")
-            else None,
-            top_logprobs=body.top_logprobs,
-        )
-    except PromptError as error:
-        raise ProtocolError(f"sampling: {error}") from None
-
-
-def _constraint(body: pb.Constraint, limits: Limits) -> Constraint:
-    # Characters first: encoding takes memory of its own. The kind's own bound comes later.
-    most, text = limits.max_constraint_bytes, body.text
-    if len(text) > most or len(text.encode()) > most:
-        raise ProtocolError(f"a constraint is longer than {most} bytes")
-    start = checks.bounded("constraint start", body.start, limits.max_positions)
-    return Constraint(kind=body.kind[:40], text=text, start=start)
-
-
-def _alternatives(
-    body: pb.Verdict | pb.Scored | pb.Token, places: int, limits: Limits
-) -> tuple[Alternatives, ...]:
-    """Of so many places; empty where there are none at all."""
-    count = len(body.alternative_ids)
-    if not count and not len(body.alternative_logprobs):
-        return ()
-    checks.counted("alternatives", count, places * MOST_ALTERNATIVES)
-    if len(body.alternative_logprobs) != count or count % places:
-        raise ProtocolError(
-            f"{count} alternatives with {len(body.alternative_logprobs)} log-probabilities for "
-            f"{places} tokens"
-        )
-    ids = checks.token_ids("alternative", body.alternative_ids, limits)
-    told = list(zip(ids, map(checks.logprob, body.alternative_logprobs), strict=True))
-    each = count // places
-    return tuple(tuple(told[at : at + each]) for at in range(0, count, each))
 
 
 def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:
@@ -356,7 +308,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
         exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
-        alternatives=_alternatives(body, accepted + 1, limits),
+        alternatives=alternatives_of(body, accepted + 1, limits),
     )
 
 
@@ -383,12 +335,12 @@ def _scored(body: pb.Scored, limits: Limits) -> Scored:
         next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
         next_logprob=checks.logprob(body.next_logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
-        alternatives=_alternatives(body, count + 1, limits),
+        alternatives=alternatives_of(body, count + 1, limits),
     )
 
 
 def _token(body: pb.Token, limits: Limits) -> Token:
-    alternatives = _alternatives(body, 1, limits)
+    alternatives = alternatives_of(body, 1, limits)
     return Token(
         epoch=body.epoch,
         position=checks.bounded("position", body.position, limits.max_positions),

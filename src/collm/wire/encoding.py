@@ -7,18 +7,17 @@ a proxy damages, would be another text otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
 from google.protobuf.message import EncodeError
 
-from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
+from collm.wire.choice import sampling_fields, with_alternatives
 from collm.wire.codec import carries_rows, encode_rows, pack_ids
 from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
 from collm.wire.messages import (
-    Alternatives,
     Append,
     Ask,
     Attach,
@@ -101,7 +100,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     epoch=message.epoch,
                     base=message.base,
                     draft=message.draft,
-                    sampling=_sampling(message.sampling),
+                    sampling=sampling_fields(message.sampling),
                     may_exit=message.may_exit,
                 )
             )
@@ -111,7 +110,9 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     epoch=message.epoch,
                     drafted=message.drafted,
                     token_ids=pack_ids(message.token_ids),
-                    sampling=None if message.sampling is None else _sampling(message.sampling),
+                    sampling=None
+                    if message.sampling is None
+                    else sampling_fields(message.sampling),
                     may_exit=message.may_exit,
                 )
             )
@@ -122,14 +123,14 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     base=message.base,
                     max_tokens=message.max_tokens,
                     stop_ids=message.stop_ids,
-                    sampling=_sampling(message.sampling),
+                    sampling=sampling_fields(message.sampling),
                 )
             )
         # The others' fields are named and typed alike in the dataclass and in the proto file.
         case Hello():
             return pb.Envelope(hello=pb.Hello(**vars(message)))
         case Score():
-            sampling = None if message.sampling is None else _sampling(message.sampling)
+            sampling = None if message.sampling is None else sampling_fields(message.sampling)
             return pb.Envelope(score=pb.Score(**{**vars(message), "sampling": sampling}))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
@@ -144,11 +145,15 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         case Welcome():
             return pb.Envelope(welcome=pb.Welcome(**vars(message)))
         case Verdict():
-            return pb.Envelope(verdict=pb.Verdict(**_told(message, message.alternatives)))
+            return pb.Envelope(
+                verdict=pb.Verdict(**with_alternatives(message, message.alternatives))
+            )
         case Scored():
-            return pb.Envelope(scored=pb.Scored(**_told(message, message.alternatives)))
+            return pb.Envelope(scored=pb.Scored(**with_alternatives(message, message.alternatives)))
         case Token():
-            return pb.Envelope(token=pb.Token(**_told(message, (message.alternatives,))))
+            return pb.Envelope(
+                token=pb.Token(**with_alternatives(message, (message.alternatives,)))
+            )
         case Finished():
             return pb.Envelope(finished=pb.Finished(**vars(message)))
         case Attached():
@@ -190,22 +195,3 @@ def _pong(message: Pong) -> pb.Pong:
         costs = [pb.RowSeconds(**vars(one)) for one in message.figures.costs]
         figures = pb.Figures(**{**vars(message.figures), "costs": costs})
     return pb.Pong(nonce=message.nonce, padding=message.padding, figures=figures)
-
-
-def _told(message: Verdict | Scored | Token, places: Sequence[Alternatives]) -> dict[str, Any]:
-    """The message's fields, with the alternatives of its places side by side."""
-    fields: dict[str, Any] = dict(vars(message))
-    del fields["alternatives"]
-    if any(places):
-        if len({len(place) for place in places}) > 1:
-            raise ProtocolError("the places of a message have not as many alternatives each")
-        fields["alternative_ids"] = [token_id for place in places for token_id, _ in place]
-        fields["alternative_logprobs"] = [logprob for place in places for _, logprob in place]
-    return fields
-
-
-def _sampling(sampling: Sampling) -> pb.Sampling:
-    constraint = None
-    if sampling.constraint is not None:
-        constraint = pb.Constraint(**vars(sampling.constraint))
-    return pb.Sampling(**{**vars(sampling), "constraint": constraint})
