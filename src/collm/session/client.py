@@ -90,6 +90,8 @@ class CloudClient(Asking):
         base = self.sent - len(draft) - 1
         if sampling is not None and not sampling.constraint and not sampling.top_logprobs:
             sampling = None
+        if sampling is not None:
+            self._require(sampling)
         frame = encode(
             Score(epoch=self._at.epoch, base=base, draft=tuple(draft), sampling=sampling)
         )
@@ -108,6 +110,7 @@ class CloudClient(Asking):
     ) -> Iterator[Token]:
         """Let the cloud go on alone; yields tokens as they arrive, the stop token too."""
         self._check_settled()
+        self._require(sampling)
         base, made = self.sent, list[int]()
 
         def frame() -> bytes:
