@@ -36,10 +36,8 @@ class Limits:
     # constraints (what the parser itself may use: `runtime.constraints`)
     max_constraint_bytes: int = 64 * 2**10
     """Of a JSON schema."""
-    max_expression_bytes: int = 8 * 2**10
-    """Of a regular expression or a grammar: they are dearer by the byte."""
-    max_pattern_bytes: int = 1024
-    """Of one expression in a JSON schema."""
+    max_expression_bytes: int = 4 * 2**10
+    """Of a regular expression, a grammar, or all expressions in a JSON schema: they are dearer."""
 
     # link
     max_queued_frames: int = 1024

@@ -22,7 +22,6 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -46,8 +45,9 @@ _WRITTEN: Final[JsonCompileOptions] = {
 }
 _KEPT: Final = 32
 """Masks that are kept for places which are asked about again: a draft is written, then judged."""
-_MOST_MULTIPLE: Final = 10_000
-"""Digits of a `multipleOf`, read as a number: its automaton has as many states."""
+_MOST_MULTIPLES: Final = 20_000
+"""Of all a schema's `multipleOf`, their digits read as numbers: their automata have as many states,
+each of which takes 20 µs."""
 _MOST_DEPTH: Final = 100
 
 
@@ -67,11 +67,13 @@ class Masks:
         if not self._eos:
             raise PromptError("this model has no end-of-text token: a constraint could not end")
         self._ends = frozenset(self._eos)
-        self._matcher = _compiled(artifact, constraint, limits)
         self._consumed: list[int] = []
         self._masks: dict[int, bytes] = {}
         """Packed, by the number of tokens before."""
-        self.allowed([0] * constraint.start)  # nothing at all may fit it
+        grammar = _grammar(constraint, limits)
+        with _COMPILING:
+            self._matcher = _compiled(artifact, constraint.kind, grammar)
+            self._masks[0] = self._compute()  # nothing at all may fit it
 
     def allowed(self, ids: Sequence[int]) -> Bool:
         """Which tokens may follow `ids`, prompt included: bool [vocabulary], at least one true.
@@ -147,14 +149,13 @@ def check_constraint(
         Masks(artifact, constraint, limits)
 
 
-def _compiled(artifact: Artifact, constraint: Constraint, limits: Limits) -> LLMatcher:
+def _compiled(artifact: Artifact, kind: str, grammar: str) -> LLMatcher:
     from llguidance import LLMatcher  # only whoever constrains pays for it
 
-    grammar = _grammar(constraint, limits)
     vocabulary = _vocabulary(artifact)
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_parser_limits())
     if matcher.is_error():
-        raise PromptError(f"the {constraint.kind} cannot be used: {_words(matcher)}")
+        raise PromptError(f"the {kind} cannot be used: {_words(matcher)}")
     return matcher
 
 
@@ -199,18 +200,30 @@ def _schema(text: str, limits: Limits) -> object:
     """The schema, without what would take llguidance too long."""
     try:
         schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
         raise PromptError(f"the JSON schema is not JSON: {one_line(error)}") from None
     if not isinstance(schema, dict):
         raise PromptError("the JSON schema is not a JSON object; expected { … }")
+    patterns, multiples = 0, 0.0
     for key, value in _members(schema):
         if key == "pattern" and isinstance(value, str):
-            _check_pattern(value, limits)
+            patterns += len(value.encode(errors="replace"))
         elif key == "patternProperties" and isinstance(value, dict):
-            for pattern in value:
-                _check_pattern(pattern, limits)
+            patterns += sum(len(pattern.encode(errors="replace")) for pattern in value)
         elif key == "multipleOf" and isinstance(value, int | float):
-            _check_multiple(value)
+            multiples += _states(value)
+    if patterns > limits.max_expression_bytes:
+        raise PromptError(
+            f"the JSON schema has patterns of {patterns} bytes; expected at most "
+            f"{limits.max_expression_bytes}"
+        )
+    if multiples > _MOST_MULTIPLES:
+        raise PromptError(
+            f"the JSON schema has multipleOf with too many digits; expected at most "
+            f"{_MOST_MULTIPLES}, all of them together and without their points"
+        )
     return schema
 
 
@@ -220,7 +233,7 @@ def _members(schema: dict[str, object]) -> Iterator[tuple[str, object]]:
     while left:
         value, depth = left.pop()
         if depth > _MOST_DEPTH:
-            raise PromptError(f"the JSON schema is more than {_MOST_DEPTH} levels deep")
+            raise _too_deep()
         if isinstance(value, dict):
             yield from value.items()
             left += [(one, depth + 1) for one in value.values()]
@@ -228,22 +241,17 @@ def _members(schema: dict[str, object]) -> Iterator[tuple[str, object]]:
             left += [(one, depth + 1) for one in value]
 
 
-def _check_pattern(pattern: str, limits: Limits) -> None:
-    if len(pattern.encode(errors="replace")) > limits.max_pattern_bytes:
-        raise PromptError(f"the JSON schema has a pattern of over {limits.max_pattern_bytes} bytes")
+def _too_deep() -> PromptError:
+    return PromptError(f"the JSON schema is more than {_MOST_DEPTH} levels deep")
 
 
-def _check_multiple(value: float) -> None:
-    if not math.isfinite(value) or abs(value) > _MOST_MULTIPLE or _digits(value) > _MOST_MULTIPLE:
-        raise PromptError(
-            f"the JSON schema has multipleOf {one_line(value, 40)}; expected at most "
-            f"{_MOST_MULTIPLE}, or as few digits"
-        )
-
-
-def _digits(value: float) -> int:
-    """25 for 0.025, 100 for 100."""
-    return int("".join(map(str, Decimal(str(value)).as_tuple().digits)))
+def _states(multiple: float) -> float:
+    """Of the automaton that knows its multiples: 25 for 0.025, 100 for 100."""
+    if not math.isfinite(multiple):
+        return math.inf
+    given = Decimal(str(multiple))
+    digits = int("".join(map(str, given.as_tuple().digits)))
+    return max(digits, abs(multiple))
 
 
 def _words(matcher: LLMatcher) -> str:
@@ -254,26 +262,28 @@ def _words(matcher: LLMatcher) -> str:
 
 def _vocabulary(artifact: Artifact) -> LLTokenizer:
     """The model's tokens as llguidance wants them; made once, in tenths of a second."""
-    manifest = artifact.manifest
-    with _MAKING:
-        return _make_vocabulary(
-            artifact.path("tokenizer.json").read_text(encoding="utf-8"),
-            artifact.architecture.vocab_size,
-            tuple(sorted(manifest.eos_ids)),
-        )
-
-
-_MAKING: Final = threading.Lock()
-"""Several sessions that begin at once wait for one vocabulary."""
-
-
-@lru_cache(maxsize=4)
-def _make_vocabulary(tokenizer_json: str, size: int, eos_ids: tuple[int, ...]) -> LLTokenizer:
     from llguidance import LLTokenizer
 
-    try:
-        return LLTokenizer(tokenizer_json, n_vocab=size, eos_token=list(eos_ids))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises bare ones
-        raise PromptError(
-            f"this model's tokenizer cannot be constrained: {one_line(error)}"
-        ) from None
+    size, eos_ids = artifact.architecture.vocab_size, sorted(artifact.manifest.eos_ids)
+    path = artifact.path("tokenizer.json")
+    key = (artifact.manifest.files["tokenizer.json"].sha256, size, tuple(eos_ids))
+    found = _VOCABULARIES.pop(key, None)
+    if found is None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = LLTokenizer(text, n_vocab=size, eos_token=eos_ids)
+        except Exception as error:  # noqa: BLE001 - the Rust side raises bare ones
+            raise PromptError(
+                f"this model's tokenizer cannot be constrained: {one_line(error)}"
+            ) from None
+    _VOCABULARIES[key] = found
+    while len(_VOCABULARIES) > _MOST_VOCABULARIES:
+        del _VOCABULARIES[next(iter(_VOCABULARIES))]
+    return found
+
+
+_MOST_VOCABULARIES: Final = 4
+_VOCABULARIES: Final[dict[tuple[str, int, tuple[int, ...]], LLTokenizer]] = {}
+"""Those used last; under `_COMPILING`."""
+_COMPILING: Final = threading.Lock()
+"""One at a time: whoever sends dear constraints has one core, however many they are."""
