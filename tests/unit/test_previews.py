@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from collm.session.edge import Answer
+from collm.session.answer import Answer
 from collm.session.events import Account, EmittedToken, Preview
 
 WORDS = ["a", "b", "c", "d", "x"]

@@ -168,6 +168,11 @@ class StageSession:
             if self._has_rows_for(exit_head.entry)
         }
         self._fed_from = self._find_fed()
+        self._kept: int | None = None
+
+    def keep_rows(self, bound: int) -> None:
+        """Forget no rows at this boundary: `hidden_at` may be asked for all of them again."""
+        self._kept = bound
 
     def _has_rows_for(self, entry: ExitEntry) -> bool:
         return self._rows.keys() >= {entry.cut, *entry.feed}
@@ -370,6 +375,8 @@ class StageSession:
 
         A crop may go back further, but never before what was run: that is in the caches.
         """
+        if bound == self._kept:
+            return
         if (i := self._bounds.index(bound)) < len(self._chains):
             wanted = min(wanted, self._done[i])
         if bound in self._exits:

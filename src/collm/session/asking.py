@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -43,6 +43,18 @@ from collm.wire.messages import (
 _MOST_HELD_BACK = 64
 F32 = npt.NDArray[np.float32]
 M = TypeVar("M", Welcome, Verdict, Scored)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What a session with a cloud has taken so far."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    reconnects: int = 0
+    replayed_bytes: int = 0
+    rows_run: int = 0
+    heads_run: int = 0
 
 
 class Asking(Closing):
@@ -99,6 +111,17 @@ class Asking(Closing):
     def bytes_down(self) -> int:
         """Bytes received so far."""
         return self.connection.bytes_down
+
+    def counts(self) -> Counts:
+        """What was counted up to now."""
+        return Counts(
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            reconnects=self.connection.reconnects,
+            replayed_bytes=self.connection.replayed,
+            rows_run=self.rows_run,
+            heads_run=self.heads_run,
+        )
 
     def append(self, ids: Sequence[int], rows: F32 | None, *, settled: bool = False) -> None:
         """Queue the next positions: ids, and their rows float32 [n, d] unless the cut is 0.

@@ -234,7 +234,8 @@ def auto(run: Run) -> Generator[EmittedToken | Preview, None, None]:
 def _cloud(run: Run, course: Course) -> Generator[EmittedToken, None, Way | None]:
     """The cloud alone; another way where there is none yet, and the answer may begin."""
     course.shed(run)
-    with run.client(0) as client:
+    with run.begin(cut=0) as begun:
+        client = begun.client
         if client.connection.is_down and (way := course.begin_here(run)) is not None:
             return way
         try:

@@ -26,6 +26,44 @@ from collm.wire.messages import (
 class CloudClient(Asking):
     """See `Asking`."""
 
+    _is_generating = False
+    """Whether tokens may still come that nobody waits for."""
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether another answer may go on with this session."""
+        return self.connection.is_up and not self._is_generating
+
+    @property
+    def cut(self) -> int:
+        """Where the cloud begins."""
+        return self._at.log.cut
+
+    @property
+    def wire_format(self) -> str:
+        """How positions travel."""
+        return self._at.log.wire_format
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept here of what went up."""
+        return self._at.log.held_bytes
+
+    def take_up(self, position: int) -> int:
+        """Go back to `position` or before, for another answer; where that is.
+
+        0: the session cannot be gone on with, as a verdict on the answer before is not here yet.
+        Never waits.
+        """
+        while self._at.questions:
+            if self.poll(wait=False) is None and self._at.questions:
+                return 0
+        self._late.clear()
+        position = min(position, self.sent)
+        if position < self.sent:
+            self.crop(position)
+        return position
+
     def verify(
         self, draft: Sequence[int], sampling: Sampling, timeout: float | None = None
     ) -> Verdict:
@@ -77,6 +115,7 @@ class CloudClient(Asking):
 
         self._at.keep = base - 1
         self._tell()
+        self._is_generating = True
         with self._requesting(frame):
             self._catch_up()
             pending = self.sent - self._run_to
@@ -84,6 +123,7 @@ class CloudClient(Asking):
             while True:
                 reply = self.connection.receive(None)
                 if isinstance(reply, Finished):
+                    self._is_generating = False
                     break
                 if not isinstance(reply, Token):
                     raise ProtocolError(f"expected a Token, the cloud sent {type(reply).__name__}")

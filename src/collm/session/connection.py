@@ -103,6 +103,11 @@ class Connection:
         self._dial = dial
 
     @property
+    def is_up(self) -> bool:
+        """Whether there is a link, and the session goes on over it, as far as is known."""
+        return self._link is not None and self._redial is None and not self._attaching
+
+    @property
     def is_down(self) -> bool:
         """Whether there is no cloud at the moment, as far as is known."""
         if self._redial is None:

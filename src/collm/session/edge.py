@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 from collm.config import Generation
@@ -28,10 +29,12 @@ from collm.policy.observation import Criterion
 from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
+from collm.session.answer import Answer
 from collm.session.auto import Course, auto
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
-from collm.session.events import Account, EmittedToken, Piece, Preview
+from collm.session.events import Account
+from collm.session.keeping import Keeper
 from collm.session.oracle import Oracle
 from collm.session.pacing import Pacer
 from collm.session.placed import exits_in_use
@@ -56,6 +59,18 @@ _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What edges of one process have in common."""
+
+    stage: Stage | None = None
+    """Has blocks and exits that need not be loaded again."""
+    keeper: Keeper | None = None
+    """Keeps what answers leave for the next turn of their conversation."""
+    turn: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Whose turn it is to compute."""
+
+
 class Edge(Closing):
     """Loads what `mode` and `placement` need, and nothing else.
 
@@ -69,7 +84,8 @@ class Edge(Closing):
     draft: in mode `verified` with none of the layers, draft with this path and send token ids.
     begin_offline: answer from the exits where no cloud is reached at first, as where it goes away.
     probe: where something is left to measurements, also look at the link in the background.
-    clock: what waits for the cloud are measured with.
+    clock: what waits for the cloud are measured with. shared: what it has in common with other
+    edges; with it, several answers may be under way, in threads of their own.
     Raises PlacementError, ArtifactError, PromptError.
     """
 
@@ -89,6 +105,7 @@ class Edge(Closing):
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock = REAL_CLOCK,
         probe: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         if wire not in (*WIRE_FORMATS, "auto"):
             raise PromptError(
@@ -111,6 +128,7 @@ class Edge(Closing):
         self._begin_offline = begin_offline
         self._limits = limits
         self._clock = clock
+        self._shared = shared or Shared()
         self._is_whole = placement == artifact.architecture.layers
         self.steering: Steering | None = None
         if not self._is_whole and (mode == "auto" or wire == "auto"):
@@ -139,7 +157,12 @@ class Edge(Closing):
             self.exits = tuple(self.stage.exits)
         elif mode != "cloud":
             self.stage = Stage(
-                artifact, range(placement), exits=self.exits, threads=threads, limits=limits
+                artifact,
+                range(placement),
+                exits=self.exits,
+                threads=threads,
+                limits=limits,
+                loaded=self._shared.stage,
             )
 
     def answer(
@@ -192,6 +215,8 @@ class Edge(Closing):
             place=self.place,
             criterion_at=None if generation.criterion else self._criterion_at,
             oracle=foretell,
+            keeper=self._shared.keeper,
+            turn=self._shared.turn,
         )
         loop = _LOOPS[generation.mode]
         if self.steering is not None and generation.mode == "verified":
@@ -299,102 +324,3 @@ class Edge(Closing):
             if link is not None:
                 link.close()
             raise
-
-
-class Answer:
-    """An answer under way: iterate for its pieces; `account` is complete afterwards."""
-
-    def __init__(
-        self,
-        run: Run,
-        loop: Callable[[Run], modes.Tokens],
-        text: TextOut,
-        decode: Callable[[Sequence[int]], str],
-    ) -> None:
-        self.account = run.account
-        self._run = run
-        self._loop = loop
-        self._text = text
-        self._decode = decode
-        self._shown: list[int] = []
-        """Previewed, and not settled yet."""
-        self._pieces = self._stream()
-        self._certain = self._without_previews()
-
-    def __iter__(self) -> Generator[Piece, None, None]:
-        """The certain pieces that are still to come; an answer runs once."""
-        return self._certain
-
-    def with_previews(self) -> Generator[Piece, None, None]:
-        """Also what is written while the cloud is away, to be shown apart: see `Piece.preview`."""
-        return self._pieces
-
-    def _without_previews(self) -> Generator[Piece, None, None]:
-        try:
-            for piece in self._pieces:
-                if not piece.preview:
-                    yield piece
-        finally:
-            self._pieces.close()
-
-    def _stream(self) -> Generator[Piece, None, None]:
-        account, text, started = self.account, self._text, time.perf_counter()
-        tokens = self._loop(self._run)
-        try:
-            while True:
-                asked = self._run.asked_at = time.perf_counter()
-                token = next(tokens, None)
-                if token is None:
-                    break
-                if isinstance(token, Preview):
-                    yield self._preview(token)
-                    continue
-                self._compare(token)
-                now = time.perf_counter()
-                if not account.tokens:
-                    account.first_token_seconds = now - started
-                account.token_seconds.append(now - max(asked, self._run.ready_at))
-                if token.token_id in self._run.stop_ids:
-                    account.finish_reason = "stop"
-                    break
-                account.tokens.append(token)
-                piece = text.push(token.token_id)
-                account.text += piece
-                account.wall_seconds = time.perf_counter() - started
-                yield Piece(token=token, text=piece)
-                if text.stopped:
-                    account.finish_reason = "stop"
-                    break
-            rest = text.flush()
-            account.text += rest
-            if rest and account.tokens:
-                yield Piece(token=account.tokens[-1], text=rest)
-        finally:
-            tokens.close()
-            account.wall_seconds = time.perf_counter() - started
-
-    def _preview(self, made: Preview) -> Piece:
-        """A token that is shown, perhaps again, and not part of the answer yet."""
-        certain, token = self.account.token_ids, made.token
-        at = made.index - len(certain)
-        if at == len(self._shown):
-            self.account.previewed += 1
-            self._shown.append(token.token_id)
-        ids = [*certain, *self._shown[:at], token.token_id]
-        before, after = self._decode(ids[:-1]), self._decode(ids)
-        return Piece(token=token, text=after[len(before) :], preview=True)
-
-    def _compare(self, token: EmittedToken) -> None:
-        """Count the previews that did not stand."""
-        if self._shown:
-            if self._shown[0] == token.token_id:
-                del self._shown[0]
-            else:
-                self.account.withdrawn += len(self._shown)
-                self._shown.clear()
-
-    def finish(self) -> Account:
-        """Run (or go on) to the end and return the account."""
-        for _ in self:
-            pass
-        return self.account

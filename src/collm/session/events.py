@@ -77,6 +77,9 @@ class Account:
 
     mode: str
     prompt_tokens: int
+    reused_tokens: int = 0
+    """Positions of the prompt that were held already, here and in the cloud, from an answer before.
+    """
     text: str = ""
     finish_reason: str = "length"
     tokens: list[EmittedToken] = field(default_factory=list)

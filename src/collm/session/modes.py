@@ -10,6 +10,7 @@ Ends (end-of-text tokens, stop strings) are the caller's to notice: it stops ite
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Generator
 from typing import TypeAlias
 
@@ -31,8 +32,8 @@ SERVER_EXIT = "edge server"
 
 def cloud(run: Run) -> Tokens:
     """The cloud generates and streams; the edge only has the tokenizer."""
-    with run.client(0) as client:
-        yield from the_rest(run, client, run.remaining)
+    with run.begin(cut=0) as begun:
+        yield from the_rest(run, begun.client, run.remaining)
 
 
 def the_rest(run: Run, client: CloudClient, most: int) -> Generator[EmittedToken, None, None]:
@@ -40,39 +41,45 @@ def the_rest(run: Run, client: CloudClient, most: int) -> Generator[EmittedToken
     if client.sent < len(run.ids):
         client.append(run.ids[client.sent :], None)
     run.account.rounds += 1
-    for token in client.generate(most, sorted(run.stop_ids), run.generation.sampling):
+    coming = client.generate(most, sorted(run.stop_ids), run.generation.sampling)
+    for token in coming:
         run.account.cloud_seconds += token.cloud_seconds
         run.count(client)
         if run.steer is not None:
             run.steer.token(run, client, token.cloud_seconds)
         run.ids.append(token.token_id)
+        if token.token_id in run.stop_ids:
+            deque(coming, maxlen=0)  # the end of the request, so that the session can go on
         yield run.emit(token.token_id, "cloud", math.exp(token.logprob), FULL_MODEL)
 
 
 def standalone(run: Run) -> Tokens:
     """The first exit that is taken answers, for want of one the deepest, or the model's head."""
     stage = stage_of(run)
-    session = stage.open(exact=False)
-    session.append_ids(run.ids)
-    drafter = run.drafter(session, exits_before_the_end(run))
-    with run.at_edge():
-        drafter.read_prompt(run.ids)
-    while run.remaining > 0:
+    with run.begin(stage=stage, exact=False) as begun:
+        session = begun.session
+        session.append_ids(run.ids[session.position :])
+        cuts = exits_before_the_end(run)
+        drafter = run.drafter(session, cuts)
+        run.prefill(session, cuts[0] if cuts else stage.layers.stop)
         with run.at_edge():
-            guess = drafter.guess(run.ids)
-            if stage.is_last and guess.decision is None:
-                token_id, probability = _full_depth(run, session)
-                token = run.emit(token_id, "edge", probability, FULL_MODEL)
-            else:
-                made = answer_of(guess)
-                token = run.emit_reading(made.reading, made.by)
-            entropy = guess.seen.last.entropy if guess.seen is not None else math.nan
-            drafter.write(token.token_id, token.confidence or 0.0, entropy)
-            run.ids.append(token.token_id)
-            if run.remaining > 0:
-                session.append_ids([token.token_id])
-        run.account.coherence = drafter.tracker.read()
-        yield token
+            drafter.read_prompt(run.ids)
+        while run.remaining > 0:
+            with run.at_edge():
+                guess = drafter.guess(run.ids)
+                if stage.is_last and guess.decision is None:
+                    token_id, probability = _full_depth(run, session)
+                    token = run.emit(token_id, "edge", probability, FULL_MODEL)
+                else:
+                    made = answer_of(guess)
+                    token = run.emit_reading(made.reading, made.by)
+                entropy = guess.seen.last.entropy if guess.seen is not None else math.nan
+                drafter.write(token.token_id, token.confidence or 0.0, entropy)
+                run.ids.append(token.token_id)
+                if run.remaining > 0:
+                    session.append_ids([token.token_id])
+            run.account.coherence = drafter.tracker.read()
+            yield token
 
 
 def exits_alone(run: Run) -> Generator[EmittedToken, None, None]:
@@ -95,16 +102,19 @@ def exits_alone(run: Run) -> Generator[EmittedToken, None, None]:
 
 def whole(run: Run) -> Tokens:
     """Every layer here, one token at a time, in exact mode."""
-    session = stage_of(run).open()
-    session.append_ids(run.ids)
-    while run.remaining > 0:
-        with run.at_edge():
-            token_id, probability = _full_depth(run, session)
-            run.ids.append(token_id)
-            token = run.emit(token_id, "edge", probability, FULL_MODEL)
-            if run.remaining > 0:
-                session.append_ids([token_id])
-        yield token
+    stage = stage_of(run)
+    with run.begin(stage=stage) as begun:
+        session = begun.session
+        session.append_ids(run.ids[session.position :])
+        run.prefill(session, stage.layers.stop)
+        while run.remaining > 0:
+            with run.at_edge():
+                token_id, probability = _full_depth(run, session)
+                run.ids.append(token_id)
+                token = run.emit(token_id, "edge", probability, FULL_MODEL)
+                if run.remaining > 0:
+                    session.append_ids([token_id])
+            yield token
 
 
 def answer_of(guess: Guess) -> Decision:

@@ -43,11 +43,12 @@ class _Written:
 
 def refine(run: Run) -> Tokens:
     """Segment by segment: write, score, mend."""
-    session = stage_of(run).open()
     cut = run.upload_cut
-    with run.client(cut) as client:
-        session.append_ids(run.ids)
+    with run.begin(cut=cut, stage=stage_of(run)) as begun:
+        session, client = begun.session, begun.client
+        session.append_ids(run.ids[session.position :])
         drafter = run.drafter(session)
+        run.prefill(session, run.exits[0])
         with run.at_edge():
             drafter.read_prompt(run.ids)
         segment = _Segment(run, session, client, drafter, cut)
@@ -63,7 +64,7 @@ def refine(run: Run) -> Tokens:
             for one in written:
                 run.emitted += 1
                 yield one.token
-    run.count(client)
+        run.count(client)
 
 
 class _Segment:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Protocol
 
 from collm import metrics
 from collm.config import Generation, Way
-from collm.errors import PromptError
+from collm.errors import PromptError, Refused
 from collm.policy.coherence import CoherenceTracker
 from collm.policy.lookup import PromptLookup
 from collm.policy.observation import Criterion, Reading
 from collm.runtime.stage import Stage, StageSession
+from collm.session.asking import Counts
 from collm.session.client import CloudClient
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter, Guess
 from collm.session.events import Account, EmittedToken
+from collm.session.keeping import Keeper, Kept, Shape
 from collm.session.pacing import Pacer
 from collm.wire.messages import Verdict
+
+_PART = 32
+"""Rows of a prompt that are run in one turn."""
 
 
 class Steer(Protocol):
@@ -77,6 +83,12 @@ class Run:
     """The criterion of another threshold; None: it is not a threshold's to change."""
     oracle: Callable[[int], int | None] | None = None
     """Says what to draft at a position of the answer, instead of lookup, exits and criterion."""
+    keeper: Keeper | None = None
+    """Has what earlier answers left, and takes what this one leaves."""
+    turn: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Held while something is computed, where several answers share a stage."""
+    counts_before: Counts = field(default_factory=Counts)
+    """What the cloud session taken up had counted before."""
     emitted: int = 0
     asked_at: float = -math.inf
     """When the caller asked for the next token, by `time.perf_counter`."""
@@ -99,8 +111,18 @@ class Run:
         seconds = self.generation.deadline_seconds
         return max(self.asked_at, self.ready_at) + seconds if seconds else math.inf
 
+    def begin(
+        self, *, cut: int | None = None, stage: Stage | None = None, exact: bool = True
+    ) -> Begun:
+        """What the answer is made with: a session of `stage`, and one of a cloud from `cut` on.
+
+        It is taken up where the conversation's last answer left it, and left for the next one.
+        Raises PromptError where there is no cloud to ask.
+        """
+        return Begun(self, Shape(stage, exact, cut, self.wire if cut else "ids"))
+
     def client(self, cut: int) -> CloudClient:
-        """A session with the cloud. Raises PromptError where there is none to ask."""
+        """A fresh session with the cloud. Raises PromptError where there is none to ask."""
         if self.open_client is None:
             raise PromptError(
                 f"mode {self.generation.mode} needs a cloud; add --cloud HOST:PORT or "
@@ -134,17 +156,110 @@ class Run:
 
     def count(self, client: CloudClient) -> None:
         """Bring the account of the link and the cloud up to date."""
-        account = self.account
-        account.bytes_up, account.bytes_down = client.bytes_up, client.bytes_down
-        account.reconnects = client.connection.reconnects
-        account.replayed_bytes = client.connection.replayed
-        account.cloud_rows, account.cloud_heads = client.rows_run, client.heads_run
+        account, counts, before = self.account, client.counts(), self.counts_before
+        account.bytes_up = counts.bytes_up - before.bytes_up
+        account.bytes_down = counts.bytes_down - before.bytes_down
+        account.reconnects = counts.reconnects - before.reconnects
+        account.replayed_bytes = counts.replayed_bytes - before.replayed_bytes
+        account.cloud_rows = counts.rows_run - before.rows_run
+        account.cloud_heads = counts.heads_run - before.heads_run
+
+    def prefill(self, session: StageSession, layer: int) -> None:
+        """Run all of the prompt but its end up to `layer`, a part a turn: others wait less.
+
+        What is left is as many rows as a part has, or more: no part is a lone row, which would
+        be computed otherwise.
+        """
+        while (done := session.run_to(layer)) + 2 * _PART <= session.position:
+            with self.at_edge():
+                session.run(layer, done + _PART)
 
     @contextmanager
     def at_edge(self) -> Iterator[None]:
-        """Count the time inside as the edge's."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.account.edge_seconds += time.perf_counter() - started
+        """Compute, when it is this answer's turn; the time inside counts as the edge's."""
+        with self.turn:
+            started = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.account.edge_seconds += time.perf_counter() - started
+
+
+class Begun:
+    """What one answer is made with; see `Run.begin`. Its end keeps both sides, or closes them."""
+
+    def __init__(self, run: Run, shape: Shape) -> None:
+        self._run = run
+        self.shape = shape
+        self._session: StageSession | None = None
+        self._client: CloudClient | None = None
+
+    @property
+    def session(self) -> StageSession:
+        """The edge's side; holds the first `run.account.reused_tokens` positions."""
+        assert self._session is not None  # asked for with a stage
+        return self._session
+
+    @property
+    def client(self) -> CloudClient:
+        """The cloud's side; holds the same."""
+        assert self._client is not None  # asked for with a cut
+        return self._client
+
+    def move(self, stage: Stage, session: StageSession) -> None:
+        """The answer goes on with another session, of that stage."""
+        self.session.close()
+        self._session = session
+        self.shape = replace(self.shape, stage=stage)
+        if self._run.keeper is not None and stage.exits:
+            session.keep_rows(min(stage.exits))
+
+    def leave_to_cloud(self) -> None:
+        """The answer goes on without the edge's layers."""
+        self.session.close()
+        self._session = None
+        self.shape = replace(self.shape, stage=None, exact=True)
+
+    def __enter__(self) -> Begun:
+        run, shape = self._run, self.shape
+        found = run.keeper.take(shape, run.ids) if run.keeper is not None else None
+        if found is not None:
+            kept, run.account.reused_tokens = found
+            self._session, self._client = kept.session, kept.client
+            if self._client is not None:
+                run.counts_before = self._client.counts()
+            return self
+        if shape.stage is not None:
+            self._session = shape.stage.open(exact=shape.exact)
+            if run.keeper is not None and run.exits:
+                self._session.keep_rows(run.exits[0])  # the coherence of a later turn needs them
+        if shape.cut is not None:
+            self._client = self._fresh_client(shape.cut)
+        return self
+
+    def _fresh_client(self, cut: int) -> CloudClient:
+        keeper = self._run.keeper
+        while True:
+            try:
+                return self._run.client(cut)
+            except Refused as error:
+                # It may be what we keep there for later that takes the room.
+                if error.code != "busy" or keeper is None or not keeper.shed():
+                    raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        run, client, session = self._run, self._client, self._session
+        left = Kept(self.shape, list(run.ids), session, client)
+        is_sound = kind is None or kind is GeneratorExit
+        if client is not None:
+            is_sound = is_sound and client.can_be_kept
+            left.shape = replace(self.shape, cut=client.cut, wire=client.wire_format)
+        if run.keeper is not None and is_sound:
+            run.keeper.put(left)
+        else:
+            left.close()

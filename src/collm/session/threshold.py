@@ -37,9 +37,9 @@ _PROBE_TOKENS = 16
 
 def threshold(run: Run) -> Tokens:
     """Exit where the criterion says so, ask the cloud for the next token otherwise."""
-    session = stage_of(run).open(exact=False)
     first_cut = run.first_cut
-    with run.client(first_cut) as client:
+    with run.begin(cut=first_cut, stage=stage_of(run), exact=False) as begun:
+        session, client = begun.session, begun.client
 
         def upload(cut: int = first_cut) -> None:
             """Rows at the first cut that have not gone up yet, before layers beyond `cut` run."""
@@ -47,10 +47,11 @@ def threshold(run: Run) -> Tokens:
                 rows = session.hidden_at(first_cut, client.sent) if first_cut else None
                 client.append(run.ids[client.sent :], rows)
 
-        session.append_ids(run.ids)
+        session.append_ids(run.ids[session.position :])
         drafter = run.drafter(session)
         cloud = _Cloud(run, client, upload)
         offline = Offline(run, session, drafter, client.connection)
+        run.prefill(session, min(run.exits[0], first_cut or run.exits[0]))
         with run.at_edge():
             if first_cut <= run.exits[0]:
                 upload()
@@ -91,7 +92,7 @@ def threshold(run: Run) -> Tokens:
             offline.settled()
             if token.by == DEADLINE:
                 cloud.was_too_slow()
-    run.count(client)
+        run.count(client)
 
 
 def _answered(run: Run, verdict: Verdict) -> EmittedToken:

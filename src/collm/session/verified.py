@@ -34,7 +34,7 @@ from collm.session.modes import (
     the_rest,
 )
 from collm.session.offline import preview
-from collm.session.run import Run
+from collm.session.run import Begun, Run
 from collm.wire.messages import Verdict
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ def verified(run: Run) -> Tokens:
     """Draft, verify, crop, go on."""
     stage = stage_of(run)
     cut = run.upload_cut
-    session = stage.open()
-    with run.client(cut) as client:
-        for start in range(0, len(run.ids), _PIECE):
+    with run.begin(cut=cut, stage=stage) as begun:
+        session, client = begun.session, begun.client
+        for start in range(session.position, len(run.ids), _PIECE):
             piece, is_last = run.ids[start : start + _PIECE], start + _PIECE >= len(run.ids)
             with run.at_edge():
                 session.append_ids(piece)
@@ -65,7 +65,7 @@ def verified(run: Run) -> Tokens:
             client.append(piece, rows, settled=not is_last)
             if not is_last:
                 run.pacer.sends(client.bytes_up - before)
-        draft = _Draft(run=run, session=session, client=client, drafter=run.drafter(session))
+        draft = _Draft(run=run, begun=begun, client=client, drafter=run.drafter(session))
         while draft.room > 0:
             if draft.wanted is not None and not client.outstanding:
                 yield from draft.go_another_way(draft.wanted)
@@ -85,7 +85,7 @@ def verified(run: Run) -> Tokens:
             if verdict is not None:
                 yield from draft.settle(verdict)
         run.account.coherence = draft.drafter.tracker.read()
-    run.count(client)
+        run.count(client)
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class _Draft:
     """The end of `run.ids`, which the full model has not spoken on yet."""
 
     run: Run
-    session: StageSession
+    begun: Begun
     client: CloudClient
     drafter: Drafter
     settled: int = 0
@@ -120,6 +120,11 @@ class _Draft:
             self._ask()  # the first token need not wait for the exits to read the prompt
         with run.at_edge():
             self.drafter.read_prompt(run.ids)
+
+    @property
+    def session(self) -> StageSession:
+        """The edge's."""
+        return self.begun.session
 
     @property
     def room(self) -> int:
@@ -271,6 +276,7 @@ class _Draft:
             return
         if way.mode == "cloud":
             client.recut(0, "ids")
+            self.begun.leave_to_cloud()
             try:
                 yield from the_rest(run, client, self.room)
             except Unreachable:
@@ -291,8 +297,7 @@ class _Draft:
             with run.at_edge():
                 run.stage = stage
                 run.exits = tuple(run.stage.exits)
-                self.session.close()
-                self.session = run.stage.open()
+                self.begun.move(stage, stage.open())
                 self.session.append_ids(run.ids)
                 self.drafter.move(self.session, run.exits)
         run.wire = way.wire

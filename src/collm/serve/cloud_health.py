@@ -1,0 +1,86 @@
+"""Whether the cloud is there, and how far away: looked at now and then in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from collm.errors import LinkError, ProtocolError
+from collm.limits import Limits
+from collm.link.base import Closing, Link
+from collm.link.dialer import Dialer
+from collm.session.probing import probe
+
+_EVERY_SECONDS = 2.0
+_ASKED_SECONDS = 10.0
+"""Nobody looks at a health that nobody asks for."""
+_TRIPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudHealth:
+    """The cloud as last seen."""
+
+    address: str
+    ok: bool
+    rtt_seconds: float | None = None
+    sessions: int | None = None
+    """That it holds; None: it does not say."""
+    error: str = ""
+
+
+class HealthWatch(Closing):
+    """Looks every other second, as long as somebody asks for `latest`."""
+
+    def __init__(self, connect: Callable[[], Link], limits: Limits) -> None:
+        self._connect = connect
+        self._limits = limits
+        self._address = ", ".join(connect.addresses) if isinstance(connect, Dialer) else ""
+        self._latest = CloudHealth(address=self._address, ok=False, error="not looked at yet")
+        self._asked_at = time.monotonic()
+        self._done = threading.Event()
+        self._asked = threading.Event()
+        self._looked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="collm-health", daemon=True)
+        self._thread.start()
+
+    @property
+    def latest(self) -> CloudHealth:
+        """What was seen last; never waits."""
+        self._asked_at = time.monotonic()
+        self._asked.set()
+        return self._latest
+
+    def wait(self, seconds: float) -> CloudHealth:
+        """The same, but the first time wait so long for it."""
+        self._looked.wait(seconds)
+        return self.latest
+
+    def close(self) -> None:
+        """End; waits for a look under way. Idempotent."""
+        self._done.set()
+        self._asked.set()
+        self._thread.join(self._limits.probe_seconds + self._limits.shutdown_seconds)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self._latest = self._look()
+            self._looked.set()
+            self._done.wait(_EVERY_SECONDS)
+            if time.monotonic() - self._asked_at > _ASKED_SECONDS:
+                self._asked.clear()
+                self._asked.wait()
+
+    def _look(self) -> CloudHealth:
+        try:
+            found = probe(self._connect, count=_TRIPS, budget=0.0, limits=self._limits)
+        except (LinkError, ProtocolError) as error:
+            return CloudHealth(address=self._address, ok=False, error=str(error))
+        return CloudHealth(
+            address=self._address,
+            ok=True,
+            rtt_seconds=found.link.round_trip,
+            sessions=found.cloud.sessions,
+        )
