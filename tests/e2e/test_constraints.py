@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import collm
 
+from collm.config import Constraint, Generation, Sampling
+from collm.model.artifact import Artifact
+from collm.session.edge import Edge
+
 pytestmark = pytest.mark.e2e
 
 SCHEMA = {
@@ -27,21 +31,24 @@ def test_the_answer_is_what_the_schema_says_and_the_whole_models(
 ) -> None:
     file = tmp_path / "schema.json"
     file.write_text(json.dumps(SCHEMA))
-    asked = ("run", smollm2, "Describe Alice, who is 30 and has a cat, as JSON.", "--json",
-             "--json-schema", file, "--max-tokens", "48", "--threads", "1")  # fmt: skip
-    whole = collm(*asked, "--placement", "30", "--top-logprobs", "2")
-    shared = collm(*asked, "--placement", "15", "--cloud", cloud, "--top-logprobs", "2")
-    assert (whole.code, shared.code) == (0, 0), whole.err + shared.err
-    ((alone,), (together,)) = whole.lines(), shared.lines()
-    assert together["finish_reason"] == "stop"
-    made = json.loads(together["text"])
+    prompt = "Describe Alice, who is 30 and has a cat, as JSON."
+    ran = collm("run", smollm2, prompt, "--json", "--json-schema", file, "--max-tokens", "48",
+                "--threads", "1", "--cloud", cloud, "--top-logprobs", "2")  # fmt: skip
+    assert ran.code == 0, ran.err
+    (shared,) = ran.lines()
+    assert shared["finish_reason"] == "stop"
+    made = json.loads(shared["text"])
     assert made.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
     assert isinstance(made["age"], int) and set(made["pets"]) <= {"cat", "dog", "bird"}
-    assert together["token_ids"] == alone["token_ids"]
-    told = [[(t["logprob"], t["alternatives"]) for t in one["tokens"]] for one in (alone, together)]
-    assert told[0] == told[1]
-    assert any(token["source"].startswith("exit@") for token in together["tokens"])
-    assert together["rounds"] < len(together["tokens"])
-    bad = collm(*asked, "--placement", "30", "--json-schema", '{"type": "text"}')
-    assert bad.code == 2
-    assert bad.err.count("\n") == 1 and "the json_schema cannot be used" in bad.err
+    assert any(token["source"].startswith("exit@") for token in shared["tokens"])
+    assert shared["rounds"] < len(shared["tokens"])
+
+    edge = Edge(Artifact(smollm2), mode="verified", placement=30)
+    constraint = Constraint(kind="json_schema", text=file.read_text())
+    asked = Generation(max_tokens=48, sampling=Sampling(constraint=constraint, top_logprobs=2))
+    ids = edge.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+    alone = edge.answer(ids, asked).finish()
+    assert shared["token_ids"] == alone.token_ids
+    assert [t["logprob"] for t in shared["tokens"]] == [t.logprob for t in alone.tokens]
+    told = [[tuple(one) for one in token["alternatives"]] for token in shared["tokens"]]
+    assert told == [list(token.alternatives) for token in alone.tokens]
