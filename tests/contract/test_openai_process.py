@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -55,8 +56,6 @@ def test_over_tls_and_a_stream_under_way_is_not_cut_off(folder: Path, tmp_path: 
     ca.cert_pem.write_to_path(authority)
     with process(folder, "--tls-cert", cert, "--tls-key", key) as (server, url):
         assert url.startswith("https://127.0.0.1:")
-        import ssl
-
         trust = ssl.create_default_context(cafile=authority)
         with httpx.Client(base_url=url, verify=trust) as client:
             assert client.get("/readyz").json() == {"status": "ok"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -95,6 +96,10 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         made = socket.create_server((host.strip("[]"), port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise LinkError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise LinkError(f"cannot listen on {host}:{port}: {_why(error)}") from None
     with made:
         yield made
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
