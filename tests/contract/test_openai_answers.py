@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -263,3 +264,49 @@ def test_models_and_status(serving: Serving) -> None:
     assert ask(serving, "/healthz").status_code == ask(serving, "/readyz").status_code == 200
     counted = ask(serving, "/metrics").text
     assert 'collm_http_requests_total{route="/v1/chat/completions",status="200"}' in counted
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sky": {"enum": ["blue", "grey"]}, "height": {"type": "integer"}},
+    "required": ["sky", "height"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_can_be_held_to_a_json_schema(serving: Serving, temperature: float) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "sky", "schema": SCHEMA, "strict": True}}
+    asked = {
+        **HELLO, "temperature": temperature, "seed": 1, "response_format": form,
+        "max_tokens": 120, "ignore_eos": False,
+    }  # fmt: skip
+    made = good(serving, CHAT, asked, ChatCompletion)["choices"][0]
+    assert content(streamed(serving, CHAT, asked)) == made["message"]["content"]
+    if made["finish_reason"] == "stop":
+        said = json.loads(made["message"]["content"])
+        assert set(said) == {"sky", "height"} and isinstance(said["height"], int)
+    else:  # a random model may count for ever
+        assert made["message"]["content"].startswith('{"sky": "')
+
+
+def test_an_answer_can_be_held_to_be_an_object(serving: Serving) -> None:
+    for path, body, shape in ((CHAT, HELLO, ChatCompletion), (TEXT, PROMPT, TextCompletion)):
+        asked = {**body, "response_format": {"type": "json_object"}}
+        made = good(serving, path, asked, shape)["choices"][0]
+        text = made["text"] if path == TEXT else made["message"]["content"]
+        assert text.startswith("{")
+
+
+def test_what_else_was_likely_is_told(serving: Serving) -> None:
+    asked = {**HELLO, "logprobs": True, "top_logprobs": 3}
+    entries = good(serving, CHAT, asked, ChatCompletion)["choices"][0]["logprobs"]["content"]
+    for entry in entries:
+        top = entry["top_logprobs"]
+        assert [one["logprob"] for one in top] == sorted((o["logprob"] for o in top), reverse=True)
+        assert len(top) == 3
+        assert top[0]["token"] == entry["token"]  # greedy
+        assert top[0]["logprob"] == pytest.approx(entry["logprob"], abs=1e-5)
+    told = good(serving, TEXT, {**PROMPT, "logprobs": 2}, TextCompletion)["choices"][0]["logprobs"]
+    assert [max(one, key=one.__getitem__) for one in told["top_logprobs"]] == told["tokens"]
+    assert all(len(one) == 2 for one in told["top_logprobs"])

@@ -74,6 +74,11 @@ def refused(response: Any, status: int) -> dict[str, Any]:
         ({"collm": {"luck": 1}}, "collm.luck", "unknown_parameter", "expected one of mode, thr"),
         ({"collm": {"criterion": "luck:1", "mode": "standalone"}}, None, "invalid_value", "luck"),
         ({"collm": {"deadline_ms": 5}}, None, "invalid_value", "mode threshold"),
+        ({"response_format": {"type": "xml"}}, "response_format", "invalid_value", "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema", "missing_required_parameter", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"type": "nothing"}}}}, "response_format", "invalid_value", ""),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "invalid_value", "list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role",

@@ -40,7 +40,8 @@ BEYOND = {
     ("tools", "unsupported_parameter"),
     ("best_of", "unsupported_parameter"),
     ("echo", "unsupported_parameter"),
-    ("response_format", "unsupported_parameter"),
+    ("response_format", "invalid_value"),
+    ("response_format.json_schema.schema", "missing_required_parameter"),
     ("collm.mode", "invalid_value"),
     (None, "invalid_value"),
 }

@@ -7,7 +7,8 @@
     GET  /healthz  /readyz  /metrics  /collm/status  /openapi.json
     GET  /  and /page/…                                    the chat page
 
-Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason.
+Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason. Very many
+idle connections are for something in front.
 """
 
 from __future__ import annotations

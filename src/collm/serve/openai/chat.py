@@ -95,7 +95,8 @@ async def chat_response(serving: Serving, request: ChatCompletionRequest) -> Res
 
 def check_count(count: int, serving: Serving) -> None:
     """Raises ApiError for more answers than one request may have."""
-    most = serving.limits.max_http_choices
+    settings = serving.engine.settings
+    most = min(serving.limits.max_http_choices, settings.most_active + settings.most_waiting)
     if count > most:
         raise ApiError(
             400, f"{count} answers: one request has {most} at most", param="n", code="invalid_value"
