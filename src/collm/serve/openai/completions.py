@@ -9,8 +9,8 @@ from typing import Any
 from starlette.responses import Response
 
 from collm.model.tokenizer import Tokenizer
-from collm.serve.openai.answering import StreamedAnswer, WholeAnswer
 from collm.serve.openai.chat import check_count
+from collm.serve.openai.chunks import ChunkedCompletion, WholeCompletion
 from collm.serve.openai.generation import generations
 from collm.serve.openai.live import Choice
 from collm.serve.openai.logprobs import text_logprobs
@@ -98,7 +98,7 @@ async def completion_response(serving: Serving, request: CompletionRequest) -> R
     form = TextForm(tokenizer, request.logprobs)
     identity = f"cmpl-{uuid.uuid4().hex}"
     if not request.stream:
-        return WholeAnswer(serving, form, choices, identity, since)
+        return WholeCompletion(serving, form, choices, identity, since)
     options = request.stream_options
     has_usage = options is not None and bool(options.include_usage)
-    return StreamedAnswer(serving, form, choices, identity, since, has_usage=has_usage)
+    return ChunkedCompletion(serving, form, choices, identity, since, has_usage=has_usage)
