@@ -299,4 +299,3 @@ def test_the_llm_command(server: Server, text: str, tmp_path: Path) -> None:
     code = "import sys; from llm.cli import cli; cli(sys.argv[1:])"
     where = {"LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": ""}
     assert python(code, *words, **where) == text + "\n"
-    assert python(code, *words, "--no-stream", **where) == text + "\n"
