@@ -25,8 +25,8 @@ from collm.link.clock import VirtualClock
 from collm.link.faulty import Faults, FaultyCloud
 from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
-from collm.session.cloud import CloudConversation, CloudService
 from collm.session.answer import Answer
+from collm.session.cloud import CloudConversation, CloudService
 from collm.session.edge import Edge
 from collm.session.events import Account
 

@@ -28,8 +28,8 @@ from collm.model.artifact import Artifact
 from collm.runtime.stage import Stage
 from collm.serve.cloud_process import watch_above
 from collm.session.above import Above
-from collm.session.client import CloudClient
 from collm.session.answer import Answer
+from collm.session.client import CloudClient
 from collm.session.relay import RelaySession
 from collm.wire import session_pb2 as pb
 from collm.wire.encoding import decode_cloud, encode

@@ -1,0 +1,101 @@
+"""What may be asked for with one request, and the prompt as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from collm.config import Generation, Refinement, Sampling
+from collm.errors import PromptError, UsageError
+from collm.model.tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+"""A user's message, or a conversation: mappings with `role` and `content`."""
+
+
+class Options(TypedDict, total=False):
+    """Options of one request; all may be left out. They mean what they mean to `collm run`."""
+
+    mode: str
+    """One of `Edge.modes`; default: the edge's."""
+    max_tokens: int
+    """Longest answer; default 128."""
+    temperature: float
+    """0, the default, is greedy."""
+    top_k: int
+    top_p: float
+    seed: int
+    """Same seed, same text."""
+    repetition_penalty: float
+    stop: str | Sequence[str]
+    """The answer ends before this, or the first of these."""
+    ignore_eos: bool
+    """Go on after the end of the text."""
+    raw: bool
+    """No chat template around a prompt that is a string."""
+    threshold: float
+    """Confidence from which an exit's token is taken; default 0.6."""
+    criterion: str
+    """Such as `margin:0.3 & coherence`, in the place of `threshold`."""
+    draft: int
+    """Most tokens drafted before the cloud is asked; default 8."""
+    ahead: float
+    """Mode `verified`: while a verdict is awaited, draft on from guesses of this confidence."""
+    lookup: bool
+    """Mode `verified`: also draft from the text so far."""
+    batch: int
+    """Mode `verified`: hidden states in one message."""
+    deadline: float
+    """Mode `threshold`: seconds from token to token; 0: none."""
+    refinement: Refinement
+    """Mode `refine`: what is let stand."""
+
+
+_OWN = frozenset({"raw", "stop", "deadline"})
+_SAMPLING = frozenset({"temperature", "top_k", "top_p", "seed", "repetition_penalty"})
+_KNOWN = frozenset(Options.__annotations__)
+
+
+def generation(options: Options, mode: str) -> Generation:
+    """The settings that these options make. Raises UsageError for unknown ones, PromptError."""
+    unknown = sorted(set(options) - _KNOWN)
+    if unknown:
+        raise UsageError(
+            f"unknown option {unknown[0]}: expected some of {', '.join(sorted(_KNOWN))}"
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    stop = options.get("stop") or ()
+    made = {name: value for name, value in given.items() if name not in _OWN | _SAMPLING}
+    return Generation(
+        **{"mode": mode, **made},  # type: ignore[arg-type]
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        deadline_seconds=options.get("deadline", 0.0),
+        sampling=Sampling(**{name: value for name, value in given.items() if name in _SAMPLING}),  # type: ignore[arg-type]
+    )
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
+    """Ids of a prompt up to where the answer begins. Raises PromptError."""
+    if isinstance(prompt, str):
+        if raw or not tokenizer.has_chat_template:
+            return tokenizer.encode(prompt)
+        prompt = [{"role": "user", "content": prompt}]
+    elif raw:
+        raise PromptError("raw goes with a prompt that is a string, not with a conversation")
+    messages = list(prompt)
+    for message in messages:
+        if not _is_message(message):
+            raise PromptError(
+                f"a message {str(message)[:80]!r}: expected a mapping with role and content, "
+                'such as {"role": "user", "content": "…"}'
+            )
+    if not messages:
+        raise PromptError("the conversation is empty; expected at least one message")
+    return tokenizer.encode_chat(messages)
+
+
+def _is_message(given: object) -> bool:
+    return isinstance(given, Mapping) and all(
+        isinstance(given.get(key), str) for key in ("role", "content")
+    )
