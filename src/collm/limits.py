@@ -85,6 +85,21 @@ class Limits:
     store_wait_seconds: float = 120.0
     """How long another process may hold a file it fetches without a byte of progress."""
 
+    # the OpenAI-compatible server
+    max_http_body_bytes: int = 4 * 2**20
+    max_http_choices: int = 64
+    """Answers to one request: prompts times `n`."""
+    max_http_requests: int = 512
+    """Connections and requests at once; beyond, answers of any kind are refused."""
+    http_body_seconds: float = 30.0
+    """Longest wait for a request's body."""
+    http_send_seconds: float = 60.0
+    """A client that takes nothing for this long is given up."""
+    http_quiet_seconds: float = 15.0
+    """A stream without news gets a comment this often, for what is in between not to give up."""
+    http_shutdown_seconds: float = 5.0
+    """What streams under way get when the server is told to end."""
+
     # deadlines
     connect_seconds: float = 4.0
     send_seconds: float = 10.0

@@ -80,3 +80,21 @@ ANSWER_SECONDS: Final = Histogram(
 ACTIVE: Final = Gauge(
     "collm_answers_active", "Answers under way at an edge that serves several", registry=REGISTRY
 )
+
+HTTP_REQUESTS: Final = Counter(
+    "collm_http_requests", "Requests answered, by address and status", ["route", "status"],
+    registry=REGISTRY,
+)  # fmt: skip
+HTTP_ACTIVE: Final = Gauge("collm_http_active", "Requests under way", registry=REGISTRY)
+HTTP_FIRST_TOKEN: Final = Histogram(
+    "collm_http_first_token_seconds",
+    "From a request to the first token of an answer",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+HTTP_BETWEEN_TOKENS: Final = Histogram(
+    "collm_http_between_tokens_seconds",
+    "From one token of an answer to the next; 0 for those that came together",
+    buckets=(0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    registry=REGISTRY,
+)

@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from collm.cli.options import MetricsOption, ThreadsOption, byte_count, numbers, thread_count
+from collm.cli.options import (
+    InsecureOption,
+    LogOption,
+    MetricsOption,
+    ThreadsOption,
+    TlsCertOption,
+    TlsKeyOption,
+    byte_count,
+    numbers,
+    thread_count,
+)
 from collm.cli.security import check_token_stays_secret, client_security
 from collm.errors import PlacementError, UsageError
 from collm.limits import DEFAULT_LIMITS
@@ -74,10 +84,8 @@ def cloud_command(
             "edge server confidence:0.8."
         ),
     ] = "",
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM certificate of this cloud, for TLS.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     client_ca: Annotated[
         Path | None, typer.Option(help="PEM: edges need a certificate of this authority.")
     ] = None,
@@ -85,12 +93,7 @@ def cloud_command(
         Path | None,
         typer.Option(help="Edges need a token of this file: lines of a name and a token."),
     ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure", help="Let other machines in, without encryption or authentication."
-        ),
-    ] = False,
+    insecure: InsecureOption = False,
     max_sessions: Annotated[
         int, typer.Option(min=1, max=100_000, help="Sessions at once.")
     ] = DEFAULT_LIMITS.max_sessions,
@@ -110,7 +113,7 @@ def cloud_command(
         str, typer.Option(help="HOST:PORT where collm pull fetches the artifact; empty: nowhere.")
     ] = "",
     metrics: MetricsOption = "",
-    log: Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")] = "text",
+    log: LogOption = "text",
     spawned: Annotated[
         bool, typer.Option(hidden=True, help="End with standard input; print only the address.")
     ] = False,

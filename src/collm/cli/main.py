@@ -22,6 +22,7 @@ from collm.cli.plan import plan_command
 from collm.cli.profile import probe_command, profile_command
 from collm.cli.pull import pull_command
 from collm.cli.run import run_command
+from collm.cli.serve import serve_command
 from collm.cli.synthesize import synthesize_command
 from collm.cli.trace import trace_command
 from collm.cli.tune import tune_command
@@ -42,6 +43,7 @@ app.command("info")(info_command)
 app.command("pull")(pull_command)
 app.command("run")(run_command)
 app.command("cloud")(cloud_command)
+app.command("serve")(serve_command)
 app.command("link")(link_command)
 app.command("profile")(profile_command)
 app.command("probe")(probe_command)

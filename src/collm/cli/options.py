@@ -33,6 +33,60 @@ WireOption = Annotated[
 MetricsOption = Annotated[
     str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; empty: nowhere.")
 ]
+CloudOption = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of a cloud, or of several, separated by commas: the next one where one "
+        "fails; or spawn to start one here."
+    ),
+]
+RouteOption = Annotated[
+    str,
+    typer.Option(
+        help="Which of several clouds an answer goes to: order (the first that answers) or "
+        "measured (the quickest, by latency, load and health)."
+    ),
+]
+PlacementOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers on the edge: a cut, 0, or all of them; auto: what collm plan finds best."
+    ),
+]
+ExitsOption = Annotated[
+    str | None, typer.Option(help="Exits in use, such as 5,15; default: all on the edge.")
+]
+ThresholdOption = Annotated[
+    float, typer.Option(help="Confidence from which an exit's token is taken, 0 to 1.")
+]
+DeadlineOption = Annotated[
+    float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
+]
+DraftOption = Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")]
+BatchOption = Annotated[int, typer.Option(help="Hidden states in one message, in mode verified.")]
+AheadOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Mode verified: while a verdict is awaited, draft on from guesses of this "
+        "confidence, 0 to 1; default: wait."
+    ),
+]
+LookupOption = Annotated[
+    bool, typer.Option("--lookup", help="Also draft from the text so far, in mode verified.")
+]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopKOption = Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")]
+TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest up to this sum.")]
+RepetitionOption = Annotated[float, typer.Option(help="1 is off.")]
+LogOption = Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")]
+TlsCertOption = Annotated[
+    Path | None, typer.Option(help="PEM certificate of this server, for TLS.")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option(help="PEM key of that certificate.")]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Let other machines in, without encryption or authentication."),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
 

@@ -17,10 +17,24 @@ from rich.console import Console
 from collm.cli.auto import Asked, AutoPlan, given_options
 from collm.cli.explain import explain_ways
 from collm.cli.options import (
+    AheadOption,
+    BatchOption,
+    CloudOption,
     CriterionOption,
+    DeadlineOption,
+    DraftOption,
+    ExitsOption,
     JsonOption,
+    LookupOption,
     MetricsOption,
+    PlacementOption,
+    RepetitionOption,
+    RouteOption,
+    TemperatureOption,
     ThreadsOption,
+    ThresholdOption,
+    TopKOption,
+    TopPOption,
     WireOption,
     layer_count,
     numbers,
@@ -102,37 +116,16 @@ def run_command(
             "alone) or auto (verified or cloud, whatever is faster: lossless)."
         ),
     ] = "verified",
-    cloud: Annotated[
-        str | None,
-        typer.Option(
-            help="HOST:PORT of a cloud, or of several, separated by commas: the next one where one "
-            "fails; or spawn to start one here."
-        ),
-    ] = None,
-    route: Annotated[
-        str,
-        typer.Option(
-            help="Which of several clouds an answer goes to: order (the first that answers) or "
-            "measured (the quickest, by latency, load and health)."
-        ),
-    ] = "order",
+    cloud: CloudOption = None,
+    route: RouteOption = "order",
     ca: CaOption = None,
     cert: CertOption = None,
     key: KeyOption = None,
     token_file: TokenFileOption = None,
-    placement: Annotated[
-        str | None,
-        typer.Option(
-            help="Layers on the edge: a cut, 0, or all of them; auto: what collm plan finds best."
-        ),
-    ] = None,
-    exits: Annotated[
-        str | None, typer.Option(help="Exits in use, such as 5,15; default: all on the edge.")
-    ] = None,
+    placement: PlacementOption = None,
+    exits: ExitsOption = None,
     threads: ThreadsOption = 0,
-    threshold: Annotated[
-        float, typer.Option(help="Confidence from which an exit's token is taken, 0 to 1.")
-    ] = 0.6,
+    threshold: ThresholdOption = 0.6,
     criterion: CriterionOption = "",
     wire: WireOption = "f32",
     draft_path: Annotated[
@@ -147,31 +140,21 @@ def run_command(
         int | None,
         typer.Option(help="Where the cloud begins in mode threshold; default: the first exit."),
     ] = None,
-    deadline: Annotated[
-        float, typer.Option(help="Milliseconds from token to token, in mode threshold; 0: none.")
-    ] = 0.0,
-    draft: Annotated[int, typer.Option(help="Most tokens drafted before the cloud is asked.")] = 8,
-    batch: Annotated[int, typer.Option(help="Hidden states in one message, in mode verified.")] = 1,
-    ahead: Annotated[
-        float | None,
-        typer.Option(
-            help="Mode verified: while a verdict is awaited, draft on from guesses of this "
-            "confidence, 0 to 1; default: wait."
-        ),
-    ] = None,
-    lookup: Annotated[
-        bool, typer.Option("--lookup", help="Also draft from the text so far, in mode verified.")
-    ] = False,
+    deadline: DeadlineOption = 0.0,
+    draft: DraftOption = 8,
+    batch: BatchOption = 1,
+    ahead: AheadOption = None,
+    lookup: LookupOption = False,
     segment: Annotated[int, typer.Option(help="Mode refine: tokens written before a pass.")] = 6,
     passes: Annotated[int, typer.Option(help="Mode refine: most corrections of a segment.")] = 6,
     rank: Annotated[int, typer.Option(help="Mode refine: worst rank that stands.")] = 3,
     gap: Annotated[float, typer.Option(help="Mode refine: nats below the best that stand.")] = 1.5,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest up to this sum.")] = 1.0,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
+    repetition_penalty: RepetitionOption = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string (repeatable).")
     ] = None,

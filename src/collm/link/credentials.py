@@ -130,10 +130,14 @@ class _Entry:
 
 
 class TokenFile:
-    """The tokens in `path`. Safe to use from several threads. Raises UsageError when made."""
+    """The tokens in `path`. Safe to use from several threads. Raises UsageError when made.
 
-    def __init__(self, path: Path) -> None:
+    bare: a line may also be a token alone, whose name is then the line's number.
+    """
+
+    def __init__(self, path: Path, *, bare: bool = False) -> None:
         self._path = path
+        self._bare = bare
         self._lock = threading.Lock()
         self._looked_at = time.monotonic()
         self._state = self._stat()
@@ -190,9 +194,12 @@ class TokenFile:
             words = line.partition("#")[0].split()
             if not words:
                 continue
+            if self._bare and len(words) == 1:
+                words = [f"line {number}", *words]
             entries.append(self._entry(words, number))
         if not entries:
-            raise UsageError(f"{self._path}: no tokens; expected lines of a name and a token")
+            expected = "a token a line" if self._bare else "lines of a name and a token"
+            raise UsageError(f"{self._path}: no tokens; expected {expected}")
         return entries
 
     def _entry(self, words: list[str], number: int) -> _Entry:

@@ -62,13 +62,18 @@ async def serve(
 
 
 def check_listen(
-    listen: str, security: ServerSecurity, *, insecure: bool, option: str = "--listen"
+    listen: str,
+    security: ServerSecurity,
+    *,
+    insecure: bool,
+    option: str = "--listen",
+    tokens: str = "--tokens or --client-ca",
 ) -> str:
     """The host of `listen`, which strangers must not reach unless that is wanted.
 
     insecure: other machines may, without encryption or credentials. option: what `listen` was given
-    with. Raises `UsageError` where they
-    could without it, `LinkError` when the address is none.
+    with. tokens: what would ask for credentials. Raises `UsageError` where they could without it,
+    `LinkError` when the address is none.
     """
     try:
         host, _ = parse_address(listen, any_port=True)
@@ -78,7 +83,7 @@ def check_listen(
         what
         for what, has in (
             ("encryption (--tls-cert, --tls-key)", security.is_encrypted),
-            ("authentication (--tokens or --client-ca)", security.is_authenticated),
+            (f"authentication ({tokens})", security.is_authenticated),
         )
         if not has
     ]

@@ -5,6 +5,7 @@ Not covered: tool calls and images in templates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,18 @@ _TEMPLATE_ERRORS = (
 )
 
 
+def _byte_names() -> dict[str, int]:
+    """GPT-2's characters for bytes (`bytes_to_unicode`): printable ones are their own."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_names()
+_BYTE_NAME = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""SentencePiece's name of a byte."""
+
+
 class Tokenizer:
     """The running form of TokenizerFiles."""
 
@@ -54,6 +67,7 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001 - the Rust side raises bare ones
             raise ArtifactError(f"the tokenizer file cannot be read: {error}") from None
         self._files = files
+        self._is_byte_level = '"ByteLevel"' in files.tokenizer_json
         self.eos_ids = frozenset(files.eos_ids)
 
     @property
@@ -99,6 +113,15 @@ class Tokenizer:
         """Text of ids, special tokens left out."""
         text: str = self._hub.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, which may be a part of a character; a special one's name."""
+        name: str = self._hub.id_to_token(token_id) or ""
+        if self._is_byte_level and all(character in _BYTE_OF for character in name):
+            return bytes(_BYTE_OF[character] for character in name)
+        if _BYTE_NAME.fullmatch(name):
+            return bytes([int(name[3:5], 16)])
+        return name.replace("▁", " ").encode()
 
     def stream(self) -> TextStream:
         """Text piece by piece, never half a character."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from collm.errors import LinkError, ProtocolError, Refused
@@ -125,7 +126,8 @@ class Redial:
 
 def greet(link: Link, hello: Hello, limits: Limits) -> Welcome:
     """Say Hello. Raises LinkError, what the cloud refuses with, and ProtocolError."""
-    link.send(encode(hello))
+    with suppress(LinkError):  # whoever closes the link at once may have said why
+        link.send(encode(hello))
     # The server is there (the link saw that), but it may be computing.
     reply = decode_cloud(link.receive(limits.verdict_seconds), limits, sealed=True)
     if isinstance(reply, Refusal):

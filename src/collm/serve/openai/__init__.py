@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: chat and text completions over HTTP, and what belongs to them."""

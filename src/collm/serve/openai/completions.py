@@ -1,0 +1,100 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from starlette.responses import Response
+
+from collm.model.tokenizer import Tokenizer
+from collm.serve.openai.answering import StreamedAnswer, WholeAnswer
+from collm.serve.openai.chat import check_count
+from collm.serve.openai.generation import generations
+from collm.serve.openai.live import Choice
+from collm.serve.openai.logprobs import text_logprobs
+from collm.serve.openai.prompts import Room, prompt_ids
+from collm.serve.openai.refusals import check_completion
+from collm.serve.openai.schemas import CompletionRequest
+from collm.serve.openai.serving import Serving, off_loop
+from collm.session.events import EmittedToken
+
+
+class TextForm:
+    """The words of a plain completion."""
+
+    name = "text_completion"
+    chunk_name = "text_completion"
+
+    def __init__(self, tokenizer: Tokenizer, *, has_logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._has_logprobs = has_logprobs
+
+    def opening(self, choice: Choice) -> dict[str, Any] | None:
+        """The prompt, where it is echoed."""
+        choice.offset += len(choice.lead)
+        return _entry(choice, choice.lead) if choice.lead else None
+
+    def token(self, choice: Choice, text: str, token: EmittedToken | None) -> dict[str, Any]:
+        """A piece of the text."""
+        entry = _entry(choice, text)
+        if self._has_logprobs and token is not None:
+            entry["logprobs"] = text_logprobs(self._tokenizer, [token], choice.offset)
+        choice.offset += len(text)
+        return entry
+
+    def preview(self, choice: Choice) -> dict[str, Any]:
+        """Nothing, for those who do not know `collm`."""
+        return _entry(choice, "")
+
+    def finish(self, choice: Choice) -> dict[str, Any]:
+        """Why it ended."""
+        return {**_entry(choice, ""), "finish_reason": choice.reply.account.finish_reason}
+
+    def whole(self, choice: Choice) -> dict[str, Any]:
+        """All of it."""
+        account = choice.reply.account
+        entry = _entry(choice, choice.lead + account.text)
+        if self._has_logprobs:
+            entry["logprobs"] = text_logprobs(self._tokenizer, account.tokens, len(choice.lead))
+        entry["finish_reason"] = account.finish_reason
+        return entry
+
+
+def _entry(choice: Choice, text: str) -> dict[str, Any]:
+    return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None}
+
+
+async def completion_response(serving: Serving, request: CompletionRequest) -> Response:
+    """What answers the request. Raises ApiError."""
+    since = time.perf_counter()
+    serving.check_model(request.model)
+    check_completion(request)
+    tokenizer = serving.engine.tokenizer
+    room = Room.of(serving.engine)
+    prompts = await off_loop(lambda: prompt_ids(tokenizer, request.prompt, room))
+    count = request.n or 1
+    check_count(count * len(prompts), serving)
+    choices: list[Choice] = []
+    for ids, text in prompts:
+        wanted = generations(
+            request, serving.defaults, serving.engine.modes, room.context - len(ids), count
+        )
+        choices += [
+            Choice(
+                index=len(choices) + i,
+                generation=one,
+                prompt_ids=ids,
+                lead=text if request.echo else "",
+                is_repeat=i > 0,
+            )
+            for i, one in enumerate(wanted)
+        ]
+    form = TextForm(tokenizer, has_logprobs=request.logprobs is not None)
+    identity = f"cmpl-{uuid.uuid4().hex}"
+    if not request.stream:
+        return WholeAnswer(serving, form, choices, identity, since)
+    options = request.stream_options
+    has_usage = options is not None and bool(options.include_usage)
+    return StreamedAnswer(serving, form, choices, identity, since, has_usage=has_usage)

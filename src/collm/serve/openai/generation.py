@@ -1,0 +1,127 @@
+"""From a request's parameters to a Generation: what it leaves out is as the server was set."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TypeVar
+
+from collm.config import Generation, Refinement, Sampling
+from collm.serve.openai.errors import ApiError, unsupported
+from collm.serve.openai.schemas import ChatCompletionRequest, CollmOptions, CompletionRequest
+
+_LEAST_TEMPERATURE = 0.001
+"""Below, the likeliest token is all there is: greedy."""
+_LEAST_TOP_P = 1e-6
+_COMPLETION_TOKENS = 16
+"""OpenAI's default for plain completions; a chat's answer has what the context leaves."""
+_SEED_BITS = 53
+"""Of a seed that we choose: every client reads it back exactly, JavaScript's too."""
+_LOSSLESS = ("verified", "auto")
+
+T = TypeVar("T")
+
+
+def generations(
+    request: ChatCompletionRequest | CompletionRequest,
+    defaults: Generation,
+    modes: tuple[str, ...],
+    room: int,
+    count: int,
+) -> list[Generation]:
+    """One for each of `count` answers, their seeds one after the other.
+
+    modes: those that can be had. room: tokens that the context leaves. Raises ApiError and
+    PromptError.
+    """
+    _check_format(request)
+    options = request.collm or CollmOptions()
+    stop = request.stop
+    base = _with_options(defaults, options, modes)
+    longest = _longest(request)
+    base = replace(
+        base,
+        max_tokens=room if longest is None else min(longest, room),
+        stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        ignore_eos=_either(request.ignore_eos, defaults.ignore_eos),
+    )
+    sampling = _sampling(request, base.sampling)
+    return [
+        replace(base, sampling=replace(sampling, seed=(sampling.seed + i) % 2**64))
+        for i in range(count)
+    ]
+
+
+def _sampling(request: ChatCompletionRequest | CompletionRequest, defaults: Sampling) -> Sampling:
+    temperature = _either(request.temperature, defaults.temperature)
+    temperature = temperature if temperature >= _LEAST_TEMPERATURE else 0.0
+    if request.seed is not None:
+        seed = request.seed % 2**64
+    else:
+        seed = secrets.randbits(_SEED_BITS) if temperature else 0
+    return replace(
+        defaults,
+        temperature=temperature,
+        top_p=max(_either(request.top_p, defaults.top_p), _LEAST_TOP_P),
+        top_k=max(_either(request.top_k, defaults.top_k), 0),
+        repetition_penalty=_either(request.repetition_penalty, defaults.repetition_penalty),
+        seed=seed,
+    )
+
+
+def _with_options(defaults: Generation, asked: CollmOptions, modes: tuple[str, ...]) -> Generation:
+    mode = asked.mode or defaults.mode
+    if mode not in modes:
+        raise ApiError(
+            400,
+            f"mode {mode}: this server has {', '.join(modes)}",
+            param="collm.mode",
+            code="invalid_value",
+        )
+    deadline = asked.deadline_ms
+    refinement = defaults.refinement
+    return replace(
+        defaults,
+        mode=mode,
+        threshold=_either(asked.threshold, defaults.threshold),
+        # A threshold of the request's own is not to lose against the server's criterion.
+        criterion=_either(
+            asked.criterion, "" if asked.threshold is not None else defaults.criterion
+        ),
+        draft=_either(asked.draft, defaults.draft),
+        batch=_either(asked.batch, defaults.batch),
+        # The server's settings go with the server's mode; what the request says is checked.
+        ahead=_either(asked.ahead, defaults.ahead if mode in _LOSSLESS else None),
+        lookup=_either(asked.lookup, defaults.lookup and mode in _LOSSLESS),
+        deadline_seconds=(
+            deadline / 1000
+            if deadline is not None
+            else defaults.deadline_seconds
+            if mode == "threshold"
+            else 0.0
+        ),
+        refinement=Refinement(
+            segment=_either(asked.segment, refinement.segment),
+            passes=_either(asked.passes, refinement.passes),
+            rank=_either(asked.rank, refinement.rank),
+            gap=_either(asked.gap, refinement.gap),
+            repetition=refinement.repetition,
+        ),
+    )
+
+
+def _longest(request: ChatCompletionRequest | CompletionRequest) -> int | None:
+    if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
+        return request.max_completion_tokens
+    if isinstance(request, CompletionRequest) and request.max_tokens is None:
+        return _COMPLETION_TOKENS
+    return request.max_tokens
+
+
+def _check_format(request: ChatCompletionRequest | CompletionRequest) -> None:
+    if request.response_format is not None and request.response_format.type != "text":
+        raise unsupported("response_format", 'not supported; expected {"type": "text"}')
+
+
+def _either(asked: T | None, default: T) -> T:
+    return default if asked is None else asked

@@ -1,0 +1,155 @@
+"""Who is let in: known hosts, no foreign pages, keys; and what is counted of every request.
+
+A page of another site can make a browser send requests here. It cannot read the answers (no CORS
+unless asked for), a request that does something needs JSON, which a foreign page may not send
+unasked, and one whose Origin is another site's is refused. A name that someone points at 127.0.0.1
+(DNS rebinding) would make a foreign page "our own": on loopback only known names are served.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from collm import metrics
+from collm.link.address import is_loopback
+from collm.link.credentials import TokenFile
+from collm.serve.openai.errors import ApiError
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico")
+"""What needs no key: nothing of a model's or a user's is there."""
+_HARMLESS = ("GET", "HEAD", "OPTIONS")
+
+
+def allowed_hosts(host: str, more: Iterable[str]) -> frozenset[str] | None:
+    """Names under which a server on `host` may be spoken to; None: any.
+
+    Other machines know a server that they reach by names that it does not: it is asked to check
+    them only where `more` tells some.
+    """
+    named = frozenset(_bare(one) for one in more)
+    if is_loopback(host):
+        return named | LOCAL_NAMES | {_bare(host)}
+    return named | LOCAL_NAMES | {_bare(host)} if named else None
+
+
+class Guard:
+    """In front of all routes."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: frozenset[str] | None,
+        origins: Iterable[str],
+        keys: TokenFile | None,
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._origins = frozenset(origins)
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers, path = Headers(scope=scope), str(scope["path"])
+        host = headers.get("host", "")
+        if self._hosts is not None and not self._is_known(host):
+            raise ApiError(
+                403,
+                f"the name {_bare(host)!r} is none of this server's; start it with --allow-host "
+                "to be reached by it",
+                code="forbidden_host",
+            )
+        origin = headers.get("origin")
+        is_foreign = origin is not None and not self._is_own(origin, host)
+        if is_foreign and scope["method"] not in _HARMLESS:
+            raise ApiError(
+                403,
+                f"pages of {origin} may not use this server; start it with --cors to let them",
+                code="forbidden_origin",
+            )
+        needs_key = self._keys is not None and path not in _OPEN and not path.startswith("/page/")
+        if needs_key and not self._has_key(headers):
+            metrics.REFUSALS.labels("credentials").inc()
+            raise ApiError(
+                401,
+                "no valid API key; expected the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _is_known(self, host: str) -> bool:
+        assert self._hosts is not None
+        name = _bare(host)
+        if name in self._hosts:
+            return True
+        try:  # an address cannot be pointed elsewhere
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        if "*" in self._origins or origin in self._origins:
+            return True
+        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+
+    def _has_key(self, headers: Headers) -> bool:
+        assert self._keys is not None
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and self._keys.identity(key.strip()) is not None
+
+
+class Counting:
+    """Counts requests by address and status."""
+
+    def __init__(self, app: ASGIApp, paths: Iterable[str]) -> None:
+        self._app = app
+        self._paths = frozenset(paths)
+        """The addresses that are counted by name."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 499  # the client hung up before there was an answer
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        metrics.HTTP_ACTIVE.inc()
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            metrics.HTTP_ACTIVE.dec()
+            path = str(scope["path"])
+            route = path if path in self._paths else "other"
+            metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
+
+
+def _bare(host: str) -> str:
+    """A Host header without its port, an IPv6 address without its brackets."""
+    host = host.strip().lower().rstrip(".")
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name, colon, port = host.rpartition(":")
+    return name.rstrip(".") if colon and port.isdecimal() and ":" not in name else host

@@ -1,0 +1,290 @@
+"""What is answered, for the OpenAPI document; the answers themselves are made as plain objects.
+
+A test holds them against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorInfo(_Shape):
+    """What is wrong, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Shape):
+    """Every error."""
+
+    error: ErrorInfo
+
+
+class PromptTokens(_Shape):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(_Shape):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens
+
+
+class Way(_Shape):
+    """How tokens are made from here on, and why."""
+
+    mode: str
+    placement: int
+    wire: str
+    reason: str
+
+
+class ChangedWay(Way):
+    """The same, in an answer's summary."""
+
+    index: int
+
+
+class Summary(_Shape):
+    """What an answer took. Times are milliseconds."""
+
+    mode: str
+    placement: int
+    exits: list[int]
+    sources: dict[str, int]
+    rounds: int
+    drafted: int
+    cloud_rows: int
+    bytes_up: int
+    bytes_down: int
+    edge_ms: float
+    cloud_ms: float
+    wall_ms: float
+    ttft_ms: float
+    tokens_per_second: float | None
+    reconnects: int
+    replayed_bytes: int
+    previewed: int
+    withdrawn: int
+    provisional: int
+    degraded: int
+    reused_tokens: int
+    changes: list[ChangedWay]
+
+
+class AnswerExtra(_Shape):
+    """What CoLLM adds to a response."""
+
+    summary: Summary
+    summaries: list[Summary] = []
+    seed: int | None = None
+
+
+class ChunkExtra(_Shape):
+    """What CoLLM adds to a chunk: of a token, of one that may be taken back, of the end."""
+
+    source: str = ""
+    exit: int | None = None
+    confidence: float | None = None
+    by: str = ""
+    provisional: bool = False
+    index: int = 0
+    ms: float | None = None
+    way: Way | None = None
+    preview: str = ""
+    summary: Summary | None = None
+    seed: int | None = None
+
+
+class TopLogprob(_Shape):
+    """A token, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """The same of the chosen token, and what else there was."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(_Shape):
+    """Of a chat completion."""
+
+    content: list[TokenLogprob] | None
+    refusal: None
+
+
+class TextLogprobs(_Shape):
+    """Of a plain completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AnswerMessage(_Shape):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(_Shape):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class _Base(_Shape):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatCompletion(_Base):
+    """A whole chat completion."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+    collm: AnswerExtra
+
+
+class Delta(_Shape):
+    """What comes on."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    refusal: None = None
+
+
+class ChatChunkChoice(_Shape):
+    """A piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(_Base):
+    """An event of a streamed chat completion."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    collm: ChunkExtra | None = None
+
+
+class TextChoice(_Shape):
+    """One answer, or a piece of one."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextCompletion(_Base):
+    """A whole plain completion."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: Usage
+    collm: AnswerExtra
+
+
+class TextChunk(_Base):
+    """An event of a streamed plain completion."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: Usage | None = None
+    collm: ChunkExtra | None = None
+
+
+class ModelInfo(_Shape):
+    """A model that may be asked."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(_Shape):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class Tier(_Shape):
+    """Who runs layers `first` to `last`, the last one not included."""
+
+    role: Literal["device", "edge server", "cloud"]
+    first: int
+    last: int
+    ok: bool
+    address: str
+    rtt_ms: float | None = None
+    sessions: int | None = None
+    error: str = ""
+
+
+class Status(_Shape):
+    """How the server is."""
+
+    model: str
+    version: str
+    mode: str
+    modes: list[str]
+    placement: int
+    layers: int
+    exits: list[int]
+    cuts: list[int]
+    wire: str
+    fingerprint: str
+    weights: str
+    context_length: int
+    active: int
+    waiting: int
+    most_active: int
+    kept: int
+    kept_bytes: int
+    answers: int
+    tokens: int
+    uptime_seconds: float
+    rss_bytes: int
+    tiers: list[Tier]
+
+
+class Health(_Shape):
+    """Of a probe."""
+
+    status: Literal["ok"]

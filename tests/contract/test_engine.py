@@ -1,0 +1,188 @@
+"""The engine over real links, on a tiny random model: many answers at once, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from tests.contract.test_session_contract import LIMITS, World, artifact, world
+from tests.support import token_ids
+
+from collm.config import Generation
+from collm.errors import PromptError, Refused, Unreachable
+from collm.link.base import Link
+from collm.serve.engine import Engine, EngineSettings
+from collm.session.edge import Shared
+
+__all__ = ["artifact", "world"]
+
+MADE = Generation(max_tokens=16, ignore_eos=True, threshold=0.05)
+
+
+@contextmanager
+def engine_of(world: World, **changes: object) -> Iterator[Engine]:
+    settings = replace(EngineSettings(placement=2, begin_offline=False), **changes)  # type: ignore[arg-type]
+    with Engine(world.artifact, settings, world.dial, limits=LIMITS) as engine:
+        yield engine
+
+
+class Gate:
+    """A dial that waits until it may."""
+
+    def __init__(self, dial: object) -> None:
+        self._dial = dial
+        self.is_open = threading.Event()
+
+    def __call__(self) -> Link:
+        assert self.is_open.wait(10)
+        return self._dial()  # type: ignore[operator, no-any-return]
+
+
+def test_fifty_at_once_say_what_each_says_alone(world: World) -> None:
+    prompts = [token_ids(seed, 5 + seed % 7) for seed in range(50)]
+    with engine_of(world, most_kept=0) as engine:
+        alone = []
+        for prompt in prompts:
+            reply = engine.start(prompt, MADE)
+            list(reply)
+            alone.append(reply.account.token_ids)
+
+        async def one(prompt: list[int]) -> list[int]:
+            reply = engine.start(prompt, MADE)
+            pieces = [piece async for piece in reply]
+            assert [p.token.token_id for p in pieces] == reply.account.token_ids
+            return reply.account.token_ids
+
+        async def every() -> list[list[int]]:
+            return await asyncio.gather(*map(one, prompts))
+
+        assert asyncio.run(every()) == alone
+        status = engine.status()
+        assert (status.active, status.waiting, status.answers) == (0, 0, 100)
+        assert status.tokens == 1600
+
+
+def test_every_mode_is_served_and_caches_are_reused(world: World) -> None:
+    with engine_of(world) as engine:
+        assert set(engine.modes) == {
+            "auto", "verified", "threshold", "refine", "standalone", "cloud"
+        }  # fmt: skip
+        texts = {}
+        for mode in engine.modes:
+            prompt = token_ids(4, 20)
+            first = engine.start(prompt, replace(MADE, mode=mode))
+            list(first)
+            second = engine.start(
+                [*prompt, *first.account.token_ids, 8, 9], replace(MADE, mode=mode)
+            )
+            list(second)
+            texts[mode] = first.account.token_ids + second.account.token_ids
+            if mode != "auto":  # it may go another way
+                assert second.account.reused_tokens >= 20, mode
+        assert texts["auto"] == texts["verified"] == texts["cloud"]
+
+
+def test_too_many_are_refused_and_told_when_to_come_back(world: World) -> None:
+    gate = Gate(world.dial)
+    settings = EngineSettings(placement=2, most_active=2, most_waiting=1, begin_offline=False)
+    with Engine(world.artifact, settings, gate, limits=LIMITS) as engine:
+        replies = [engine.start(token_ids(n, 6), MADE) for n in range(3)]
+        with pytest.raises(Refused) as refused:
+            engine.start(token_ids(9, 6), MADE)
+        assert refused.value.code == "busy" and refused.value.retry_seconds > 0
+        gate.is_open.set()
+        for reply in replies:
+            assert len(list(reply)) == 16
+        assert len(list(engine.start(token_ids(9, 6), MADE))) == 16
+
+
+def test_whoever_leaves_gives_the_place_back(world: World) -> None:
+    with engine_of(world, most_active=1, most_waiting=1) as engine:
+        long = replace(MADE, max_tokens=70)
+        reply = engine.start(token_ids(1, 6), long)
+        for _ in reply:
+            break  # closes the iterator
+        waiting = engine.start(token_ids(2, 6), long)
+        waiting.cancel()
+        assert list(waiting) == []
+        deadline = time.monotonic() + 5
+        while engine.status().active + engine.status().waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine.status().active == engine.status().waiting == 0
+        assert len(reply.account.tokens) < 70
+        assert len(list(engine.start(token_ids(3, 6), MADE))) == 16
+
+
+def test_bad_requests_are_refused_before_they_begin(world: World) -> None:
+    with engine_of(world) as engine:
+        with pytest.raises(PromptError, match="empty"):
+            engine.start([], MADE)
+        with pytest.raises(PromptError, match="context is 96"):
+            engine.start(token_ids(1, 97), MADE)
+        with pytest.raises(PromptError, match="criterion"):
+            engine.start([1, 2], replace(MADE, criterion="nonsense:1"))
+        assert engine.status().active == engine.status().waiting == 0
+    settings = EngineSettings(placement=2, mode="standalone")
+    with Engine(world.artifact, settings, None, limits=LIMITS) as alone:
+        assert alone.modes == ("standalone",)
+        with pytest.raises(PromptError, match="there is no cloud; expected one of standalone"):
+            alone.start([1, 2], MADE)
+        assert alone.status().cloud is None
+
+
+def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, world: World) -> None:
+    def nobody() -> Link:
+        raise Unreachable("nobody answers at 127.0.0.1:1")
+
+    settings = EngineSettings(placement=2, begin_offline=False)
+    with Engine(world.artifact, settings, nobody, limits=LIMITS) as engine:
+        with pytest.raises(Unreachable, match="nobody answers"):
+            list(engine.start([1, 2, 3], MADE))
+
+        async def read() -> None:
+            async for _ in engine.start([1, 2, 3], MADE):
+                pass
+
+        with pytest.raises(Unreachable, match="nobody answers"):
+            asyncio.run(read())
+        assert engine.health is not None
+        health = engine.health.wait(5)
+        assert not health.ok and "nobody answers" in health.error
+
+
+class Turns:
+    """A turn that counts how often it was taken."""
+
+    count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize("mode", ["verified", "threshold", "refine", "standalone"])
+def test_a_long_prompt_takes_several_turns(world: World, mode: str) -> None:
+    """So that nobody waits for all of it; a text is the same whether or not it was run in parts."""
+    turns = Turns()
+    edge = world.edge(mode, 2, shared=Shared(turn=turns))
+    pieces = iter(edge.answer(token_ids(1, 90), replace(MADE, mode=mode, max_tokens=4)))
+    first = next(pieces).token.token_id
+    assert turns.count >= 3
+    alone = world.edge(mode, 2).answer(token_ids(1, 90), replace(MADE, mode=mode, max_tokens=4))
+    assert [first, *(p.token.token_id for p in pieces)] == alone.finish().token_ids
+
+
+def test_closing_breaks_off_what_is_under_way(world: World) -> None:
+    with engine_of(world) as engine:
+        reply = engine.start(token_ids(1, 6), replace(MADE, max_tokens=80))
+        next(iter(reply))
+    assert len(reply.account.tokens) <= 80
+    with pytest.raises(Refused, match="shutting down"):
+        engine.start(token_ids(1, 6), MADE)
