@@ -215,7 +215,7 @@ def test_mistakes_are_told_in_a_line(artifact: Path, edge: Edge) -> None:
     with pytest.raises(PromptError, match="temperature"):
         edge.stream(PROMPT, temperature=-1.0)
     with pytest.raises(PromptError, match="there is no cloud"):
-        Edge(artifact)
+        Edge(artifact, mode="threshold", placement=2)
     with pytest.raises(UsageError, match="go with a cloud given as HOST:PORT"):
         Edge(artifact, cloud="spawn", token="secret")
     with pytest.raises(UsageError, match="travel unencrypted"):
@@ -224,6 +224,17 @@ def test_mistakes_are_told_in_a_line(artifact: Path, edge: Edge) -> None:
         Cloud.at("nowhere")
     with pytest.raises(CollmError, match="takes connections from other machines"):
         Cloud(artifact, listen="0.0.0.0:0", threads=1)
+
+
+def test_without_a_cloud_all_of_the_model_is_here_or_the_exits_answer(
+    artifact: Path, whole: Answer
+) -> None:
+    with Edge(artifact, threads=1) as edge:
+        assert edge.placement == 4
+        assert edge.ask(PROMPT, **ASK).text == whole.text
+    with Edge(artifact, placement=2, threads=1) as edge:
+        assert edge.modes == ("standalone",)
+        assert set(edge.ask(PROMPT, **ASK).summary.sources) <= {"exit@1", "exit@2"}
 
 
 def test_a_cloud_is_a_process_that_ends_with_it(artifact: Path) -> None:

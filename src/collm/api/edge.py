@@ -33,8 +33,10 @@ class Edge(Closing):
         cloud: A `Cloud`; `"HOST:PORT"`, or several, separated by commas; `"spawn"` for a process
             of its own on this machine, which needs the whole artifact; or None.
         mode: What a request gets that names none: `verified`, `threshold`, `refine`, `standalone`,
-            `cloud` or `auto`.
-        placement: Layers on this device: a cut, 0, or all of them. Default: half of the model.
+            `cloud` or `auto`. Default: `verified`, or `standalone` where a part of the model is
+            here and there is no cloud.
+        placement: Layers on this device: a cut, 0, or all of them. Default: half of the model,
+            without a cloud all of it.
         exits: Cuts whose exits are used. Default: all at or below the placement.
         threads: Compute threads; 0 takes what the machine has.
         wire: How positions travel: `f32`, `f16`, `int8`, `int4`, `ids`, or `auto`.
@@ -47,7 +49,7 @@ class Edge(Closing):
     Raises:
         ArtifactError: For a folder that is no artifact, or a damaged one.
         PlacementError: For layers or exits that the artifact does not have.
-        PromptError: For a mode that cannot be had so: `verified` needs a cloud, or all layers.
+        PromptError: For a mode that cannot be had so: `threshold` needs a cloud.
 
     Examples:
         With the cloud in a process of its own:
@@ -67,7 +69,7 @@ class Edge(Closing):
 
         The whole model on this device says the same:
 
-        >>> with Edge(artifact, placement=4) as whole:
+        >>> with Edge(artifact) as whole:
         ...     whole.ask("Why is the sky blue?", max_tokens=8, ignore_eos=True).text == answer.text
         True
     """
@@ -77,7 +79,7 @@ class Edge(Closing):
         artifact: str | Path,
         *,
         cloud: Cloud | str | None = None,
-        mode: str = "verified",
+        mode: str | None = None,
         placement: int | None = None,
         exits: Sequence[int] | None = None,
         threads: int = 0,
@@ -94,6 +96,11 @@ class Edge(Closing):
                 "Cloud.at otherwise"
             )
         opened = Artifact(Path(artifact))
+        layers = opened.architecture.layers
+        if placement is None:
+            placement = layers if cloud is None else default_placement(opened.manifest)
+        if mode is None:
+            mode = "standalone" if cloud is None and placement < layers else "verified"
         with ExitStack() as stack:
             is_spawned = cloud == "spawn"
             if isinstance(cloud, str):
@@ -104,7 +111,7 @@ class Edge(Closing):
                 )
             settings = EngineSettings(
                 mode=mode,
-                placement=default_placement(opened.manifest) if placement is None else placement,
+                placement=placement,
                 exits=None if exits is None else tuple(exits),
                 threads=threads or cores(2 if is_spawned else 1),
                 wire=wire,
