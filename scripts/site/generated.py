@@ -1,8 +1,8 @@
 """Reference pages from the code: an mkdocs hook that fills in `<!-- generated: NAME -->`.
 
-`commands` is every verb's help, `http MODULE.MODEL` the fields of a request or a response, `metrics`
-what Prometheus reads, `limits` every bound and deadline, `errors` the tree of errors. So a page
-cannot say what the code does not.
+`commands` is every verb's help, `http MODULE.MODEL` the fields of a request or a response,
+`metrics` what Prometheus reads, `limits` every bound and deadline, `errors` the tree of errors. So
+a page cannot say what the code does not.
 
 Not covered: HTTP routes; a test holds reference/http.md to the application's.
 """
@@ -37,7 +37,7 @@ def commands() -> str:
     """A section for each verb, with its usage, arguments and options; first a list of them."""
     verbs = list(_verbs())
     listed = [
-        f"| [`collm {path}`](#collm-{path.replace(' ', '-')}) | {_cell(verb.get_short_help_str(99))} |"
+        f"| [`collm {path}`](#collm-{path.replace(' ', '-')}) | {_cell(verb.get_short_help_str())} |"
         for path, verb in verbs
     ]
     told = [line for path, verb in verbs for line in _verb(path, verb)]

@@ -1,35 +1,47 @@
 """Documents as a user follows them: their commands are run in order, in one folder.
 
-`sh` blocks are run line by line, `python` blocks as a whole. What stays is everything as written but
+`sh` blocks are run line by line, `python` blocks as a whole. Everything is run as written but for
 
-- ports, as a test must not need the ones of the documents to be free,
-- names of other machines, which are this one,
+- ports: a test must not need the ones of the documents to be free,
+- names of other machines: they are this one,
 - the length of answers, where a line names none.
 
-Servers (`collm cloud`, `serve`, `link`) go on until the end; where a later line starts the same one
-again it is left running. What cannot be run has to be in `SKIPPED`, with the reason.
+Servers (`collm cloud`, `serve`, `link`) go on until the end, or until another one takes their port;
+where a later line starts the same one again it is left running.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from tests.e2e.nursery import Nursery, Started, environment
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^( *)(```|~~~)(\w+)\n(.*?)^\1\2$", re.MULTILINE | re.DOTALL)
 SERVERS = ("cloud", "serve", "link")
 UP_SECONDS = 60.0
-_PORT = re.compile(r"(?<=[\w\]]):(50\d\d\d|8000|8080|8443|9464)\b|(?<=--port )(\d{4})\b")
+COMMAND_SECONDS = 180.0
+MAX_TOKENS = 8
+_PORT = re.compile(r"(?<=[\w\]]):(50\d\d\d|8000|8443|9464)\b")
 _HOSTS = re.compile(r"\b(?:cloud\.example|172\.17\.0\.1)\b")
+
+_TOGETHER = """
+import json, sys
+names = {"__name__": "__main__"}
+for where, text in json.loads(sys.argv[1]):
+    exec(compile(text, where, "exec"), names)
+"""
 
 
 @dataclass(frozen=True)
@@ -65,101 +77,117 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-@dataclass
 class World:
-    """A folder, ports, and what runs meanwhile."""
+    """A folder, ports, and what runs meanwhile.
 
-    folder: Path
-    max_tokens: int = 8
-    _ports: dict[str, int] = field(default_factory=dict)
-    _servers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _printed: dict[str, str] = field(default_factory=dict)
+    as_written: answers have the length that lines ask for, and commands are started as users do.
+    """
+
+    def __init__(self, folder: Path, *, as_written: bool = False) -> None:
+        self.folder = folder
+        self._as_written = as_written
+        self._ports: dict[str, int] = {}
+        self._servers: dict[str, int] = {}
+        """Process ids by command line."""
+        self._processes = Started() if as_written else Nursery()
+
+    def follow(self, page: Sequence[Block]) -> None:
+        """Run a page's blocks. Its programs share an interpreter, and are run together, at the end.
+
+        Raises AssertionError with what was said where something does not go as the page says.
+        """
+        for block in page:
+            if block.kind == "sh":
+                self.run(block)
+        programs = [block for block in page if block.kind == "python"]
+        if programs:
+            told = json.dumps([(str(block), self._here(block.text)) for block in programs])
+            self._finish(programs[0], [sys.executable, "-c", _TOGETHER, told])
 
     def run(self, block: Block) -> None:
-        """Raises AssertionError with what was said where it does not go as the document says."""
-        if block.kind == "python":
-            self._finish(block, [sys.executable, "-c", self._here(block.text)])
-            return
+        """Run a line. Raises AssertionError."""
         line = self._here(block.text)
         words = shlex.split(line)
         if words[0] != "collm":
             self._finish(block, ["sh", "-c", line], must_speak=False)
         elif words[1] in SERVERS:
-            self._start(block, line, words)
+            if words[1] == "serve" and "--port" not in words:
+                words += ["--port", self._port("8000")]
+            self._start(block, shlex.join(words))
         else:
-            if words[1] == "run" and "--max-tokens" not in words:
-                words += ["--max-tokens", str(self.max_tokens)]
+            if words[1] == "run" and "--max-tokens" not in words and not self._as_written:
+                words += ["--max-tokens", str(MAX_TOKENS)]
             self._finish(block, words)
 
     def close(self) -> None:
-        """End what was started, as the init system would; the last one first."""
-        for server in reversed(self._servers.values()):
-            server.send_signal(signal.SIGTERM)
-        for server in self._servers.values():
-            server.wait(30)
+        """End what was started, the last one first."""
+        for line in list(self._servers)[::-1]:
+            self._end(line)
+        self._processes.close()
 
     def _here(self, text: str) -> str:
         """With ports and machines of this test."""
         text = _HOSTS.sub("localhost", text).replace("0.0.0.0:", "127.0.0.1:")
         text = text.replace("--host 0.0.0.0", "--host 127.0.0.1")
-        return _PORT.sub(lambda found: self._port(found), text)
+        text = _PORT.sub(lambda found: f":{self._port(found[1])}", text)
+        return re.sub(r"--port (\d+)", lambda found: f"--port {self._port(found[1])}", text)
 
-    def _port(self, found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if name not in self._ports:
+    def _port(self, written: str) -> str:
+        if written not in self._ports:
             with socket.create_server(("127.0.0.1", 0)) as probe:
-                self._ports[name] = probe.getsockname()[1]
-        return f":{self._ports[name]}" if found[1] else str(self._ports[name])
+                self._ports[written] = probe.getsockname()[1]
+        return str(self._ports[written])
 
-    def _start(self, block: Block, line: str, words: list[str]) -> None:
-        if line in self._servers and self._servers[line].poll() is None:
+    def _start(self, block: Block, line: str) -> None:
+        if line in self._servers:
             return
-        self._leave(words)
-        said = self.folder / f"server-{len(self._servers)}.log"
-        with said.open("wb") as file:
-            server = subprocess.Popen(
-                words, cwd=self.folder, env=self._environment(), stdout=file, stderr=file
-            )
-        self._servers[line] = server
+        words = shlex.split(line)
+        for other in list(self._servers):
+            if _listens(shlex.split(other)) & _listens(words):
+                self._end(other)
+        said = self.folder / f"server-{time.monotonic_ns()}.log"
+        self._servers[line] = pid = self._processes.begin(words, self.folder, said, said)
         deadline = time.monotonic() + UP_SECONDS
-        while "serving" not in said.read_text() and " to " not in said.read_text():
-            assert server.poll() is None and time.monotonic() < deadline, (block, said.read_text())
+        while not re.search("serving|there and back", said.read_text() if said.exists() else ""):
+            assert self._processes.code(pid) is None and time.monotonic() < deadline, (
+                str(block),
+                said.read_text(),
+            )
             time.sleep(0.02)
 
-    def _leave(self, words: list[str]) -> None:
-        """End a server that has the port which these words want."""
-        wanted = _listens(words)
-        for line, server in self._servers.items():
-            if server.poll() is None and _listens(shlex.split(line)) & wanted:
-                server.send_signal(signal.SIGTERM)
-                server.wait(30)
+    def _end(self, line: str) -> None:
+        self._processes.end(self._servers.pop(line))
 
     def _finish(self, block: Block, words: list[str], *, must_speak: bool = True) -> None:
-        done = subprocess.run(
-            words,
-            cwd=self.folder,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, (str(block), done.stderr[-2000:])
-        assert done.stdout.strip() or not must_speak, str(block)
-
-    def _environment(self) -> dict[str, str]:
-        """`collm`, `pip` and `python` as in the environment that the tests run in."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return os.environ | {"PATH": path, "XDG_CONFIG_HOME": str(self.folder / "config")}
+        out, err = self.folder / "out.txt", self.folder / "err.txt"
+        began = time.monotonic()
+        if words[0] == "collm":
+            pid = self._processes.begin(words, self.folder, out, err)
+            while (code := self._processes.code(pid)) is None:
+                assert time.monotonic() - began < COMMAND_SECONDS, str(block)
+                time.sleep(0.02)
+        else:
+            with out.open("wb") as said, err.open("wb") as warned:
+                code = subprocess.run(
+                    words,
+                    cwd=self.folder,
+                    env=environment(self.folder),
+                    stdout=said,
+                    stderr=warned,
+                    timeout=COMMAND_SECONDS,
+                    check=False,
+                ).returncode
+        if os.environ.get("COLLM_DOC_TIMES"):
+            print(f"{time.monotonic() - began:.1f} s {block}", file=sys.__stderr__)
+        assert code == 0, (str(block), err.read_text()[-2000:])
+        assert out.read_text().strip() or not must_speak, str(block)
 
 
 def _listens(words: list[str]) -> set[str]:
-    """Ports that a server's command line takes."""
-    found = set()
-    for name, value in zip(words, words[1:], strict=False):
-        if name in ("--listen", "--artifacts", "--metrics", "--port"):
-            found.add(value.rpartition(":")[2])
-    return found or {"default"}
+    """Addresses that a server's command line takes."""
+    pairs = itertools.pairwise(words)
+    options = ("--listen", "--artifacts", "--metrics", "--port")
+    return {value.rpartition(":")[2] for name, value in pairs if name in options}
 
 
 def pages() -> Iterator[Path]:

@@ -5,8 +5,8 @@ Three questions, with one cloud process and one server process of this machine:
 * First token: an `Edge` in this process (what `collm run` does) and a streamed chat completion, in
   turns, the same prompts. The server keeps no caches meanwhile: every prompt is run anew.
 * Stream: seconds a token from the first to the last, in the same pairs; and what is left of a
-  token where nothing is computed: the server's application in a process of its own, over an engine
-  whose answers are there at once, read by the same client.
+  token where nothing is computed (`serving_bare`): how long it is on its way from the engine to
+  its reader, and the CPU time of the server's process.
 * Crowd: so many conversations at once; who waits how long, and how much memory it takes.
 
 Not covered: other machines as clients, TLS, a page that draws (tests/e2e/test_page.py).
@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ import httpx
 import psutil
 
 from collm.bench.machine import this_machine
-from collm.bench.stats import Summary, summary
+from collm.bench.stats import summary
 from collm.config import Generation
 from collm.limits import DEFAULT_LIMITS
 from collm.link.dialer import Dialer
 from collm.model.artifact import Artifact
-from collm.serve.spawn import spawned_cloud, spawned_serve
+from collm.serve.spawn import spawned_cloud, spawned_python, spawned_serve
 from collm.session.edge import Edge
 
 Progress = Callable[[str, int, int], None]
@@ -55,7 +55,9 @@ class ServingOptions:
     rounds: int = 9
     streams: int = 50
     stream_tokens: int = 32
-    bare_tokens: int = 2000
+    bare_tokens: int = 1000
+    bare_pace: float = 0.004
+    """Seconds from token to token of the engine that computes nothing."""
     threads: int = 1
 
 
@@ -79,7 +81,7 @@ def run_serving(
     total = options.rounds + 2
     with spawned_cloud(folder, threads=threads, limits=DEFAULT_LIMITS) as cloud:
         words = ["--cloud", cloud.address, "--placement", str(options.placement)]
-        words += ["--threads", str(threads), "--mode", options.mode]
+        words += ["--threads", str(threads), "--mode", options.mode, "--name", "any"]
         with spawned_serve(folder, limits=DEFAULT_LIMITS, arguments=[*words, "--keep", "0"]) as one:
             edge = Edge(
                 artifact,
@@ -112,10 +114,32 @@ def run_serving(
         "options": asdict(options),
         "first_token": _compared([(a.first, b.first) for a, b in pairs]),
         "each_token": _compared([(a.each, b.each) for a, b in pairs]),
-        "bare_seconds_a_token": bare,
+        "bare": bare,
         "crowd": crowd,
         "machine": asdict(this_machine()),
     }
+
+
+def _bare(folder: Path, options: ServingOptions) -> dict[str, float]:
+    """Seconds a token: on its way, and of CPU time."""
+    module, tokens = "collm.bench.serving_bare", options.bare_tokens
+    words = [str(folder), str(tokens), f"{options.bare_pace:g}"]
+    with spawned_python(module, *words) as server, httpx.Client(timeout=_MOST_SECONDS) as client:
+        process, ways = psutil.Process(server.pid), list[float]()
+        before = 0.0
+        for turn in range(2):  # the first warms up
+            ways, before = [], sum(process.cpu_times()[:2])
+            url = f"{server.address}/v1/chat/completions"
+            with client.stream("POST", url, json=_body("", options) | {"model": "bare"}) as answer:
+                for line in answer.iter_lines():
+                    if _is_token(line):
+                        now = time.monotonic()
+                        said = json.loads(line[6:])["choices"][0]["delta"]["content"]
+                        ways.append(now - float(said))
+            assert len(ways) == tokens, f"round {turn}: {len(ways)} of {tokens} tokens"
+        cpu = (sum(process.cpu_times()[:2]) - before) / tokens
+    return {"on_its_way": statistics.median(ways), "p95": sorted(ways)[int(0.95 * len(ways))],
+            "cpu": cpu}  # fmt: skip
 
 
 def _compared(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
@@ -139,18 +163,16 @@ def _direct(edge: Edge, text: str, options: ServingOptions) -> Timed:
 
 
 def _served(client: httpx.Client, url: str, text: str, options: ServingOptions) -> Timed:
-    came, started = [], time.perf_counter()
+    started = time.perf_counter()
     with client.stream("POST", f"{url}/v1/chat/completions", json=_body(text, options)) as answer:
         if answer.status_code != 200:
             raise RuntimeError(answer.read().decode(errors="replace")[:300])
-        for line in answer.iter_lines():
-            if _is_token(line):
-                came.append(time.perf_counter())
+        came = [time.perf_counter() for line in answer.iter_lines() if _is_token(line)]
     return _timed(started, came)
 
 
 def _timed(started: float, came: Sequence[float]) -> Timed:
-    gaps = [b - a for a, b in zip(came, came[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(came)]
     return Timed(
         first=came[0] - started,
         each=(came[-1] - came[0]) / max(1, len(came) - 1),
@@ -208,14 +230,14 @@ async def _every(url: str, prompts: Sequence[str], options: ServingOptions) -> l
         async def one(number: int) -> Timed:
             text = f"[{number}] {prompts[number % len(prompts)]}"
             body = _body(text, options, options.stream_tokens)
-            came, started = [], time.perf_counter()
+            started = time.perf_counter()
             address = f"{url}/v1/chat/completions"
             async with client.stream("POST", address, json=body) as answer:
                 if answer.status_code != 200:
                     raise RuntimeError((await answer.aread()).decode(errors="replace")[:300])
-                async for line in answer.aiter_lines():
-                    if _is_token(line):
-                        came.append(time.perf_counter())
+                came = [
+                    time.perf_counter() async for line in answer.aiter_lines() if _is_token(line)
+                ]
             return _timed(started, came)
 
         return await asyncio.gather(*map(one, range(options.streams)))

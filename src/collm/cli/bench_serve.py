@@ -71,8 +71,10 @@ def _print(report: dict[str, Any]) -> None:
             _milliseconds(one["more"]),
             f"{one['ratio']:.3f}",
         )
-    bare = 1000 * report["bare_seconds_a_token"]
-    table.add_row("a token of an engine that takes no time", "", f"{bare:.3f}", "", "")
+    bare = report["bare"]
+    way, cpu = f"{1000 * bare['on_its_way']:.3f}", f"{1000 * bare['cpu']:.3f}"
+    table.add_row("a token from the engine to its reader", "", way, "", "")
+    table.add_row("CPU time of the server a token", "", cpu, "", "")
     console.print(table)
     crowd = report["crowd"]
     table = plain_table(f"{crowd['streams']} conversations at once", ["", "figure"])

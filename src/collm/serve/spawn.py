@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -43,9 +44,8 @@ def spawned_cloud(
 ) -> Iterator[Spawned]:
     """A fresh cloud process for the artifact `folder`, ended on leaving.
 
-    It listens on a free loopback port unless told where, and also ends when this process dies.
-    arguments: more of `collm cloud`'s. Raises LinkError when it does not come up within
-    `limits.spawn_seconds`.
+    It listens on a free loopback port unless told where, and also ends when this process dies. arguments: more of
+    `collm cloud`'s. Raises LinkError when it does not come up within `limits.spawn_seconds`.
     """
     words = ["cloud", str(folder), "--threads", str(threads), *arguments]
     with _spawned(words, limits, "cloud", listen) as spawned:
@@ -66,11 +66,52 @@ def spawned_link(
 
 
 @contextmanager
+def spawned_serve(
+    folder: Path, *, limits: Limits = DEFAULT_LIMITS, arguments: Sequence[str] = ()
+) -> Iterator[Spawned]:
+    """`collm serve` on a free loopback port, ended on leaving; its address is a URL.
+
+    arguments: more of its own. Raises LinkError as `spawned_cloud` does.
+    """
+    command = [sys.executable, "-m", "collm", "serve", str(folder), "--port", "0", *arguments]
+    with _process(command, limits, "serve") as (process, line):
+        found = re.search(r"https?://[^ ]+", line)
+        if found is None:
+            raise LinkError(f"the serve process said {line[:200]!r}; expected its address")
+        try:
+            yield Spawned(address=found[0], pid=process.pid, say=partial(_say, process))
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def spawned_python(
+    module: str, *arguments: str, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Spawned]:
+    """A module of ours as a program, that says its address in a line; as `spawned_serve`."""
+    command = [sys.executable, "-m", module, *arguments]
+    with _process(command, limits, module) as (process, line):
+        try:
+            yield Spawned(address=line, pid=process.pid, say=partial(_say, process))
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def _spawned(
     words: Sequence[str], limits: Limits, name: str, listen: str = _ANYWHERE
 ) -> Iterator[Spawned]:
     """`collm WORDS --listen … --spawned`, which says its address in a line."""
     command = [sys.executable, "-m", "collm", *words, "--listen", listen, "--spawned"]
+    with _process(command, limits, name) as (process, address):
+        yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], limits: Limits, name: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process, and the line that it prints when it takes connections."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
@@ -81,8 +122,7 @@ def _spawned(
             start_new_session=True,
         )
         try:
-            address = _address(process, said, limits, name)
-            yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
+            yield process, _address(process, said, limits, name)
         finally:
             _end(process, limits)
 
