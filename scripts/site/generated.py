@@ -37,7 +37,7 @@ def commands() -> str:
     """A section for each verb, with its usage, arguments and options; first a list of them."""
     verbs = list(_verbs())
     listed = [
-        f"| [`collm {path}`](#collm-{path.replace(' ', '-')}) | {_cell(verb.get_short_help_str())} |"
+        f"| [`collm {path}`](#{_anchor(path)}) | {_cell(verb.get_short_help_str(99))} |"
         for path, verb in verbs
     ]
     told = [line for path, verb in verbs for line in _verb(path, verb)]
@@ -161,6 +161,10 @@ def error_tree() -> str:
     """The tree that opens errors.py."""
     tree = (errors.__doc__ or "").split("::\n\n")[1].split("\n\nA message")[0]
     return f"```text\n{re.sub('^    ', '', tree, flags=re.MULTILINE)}\n```"
+
+
+def _anchor(path: str) -> str:
+    return f"collm-{path.replace(' ', '-')}"
 
 
 def _cell(text: str) -> str:

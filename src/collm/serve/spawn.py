@@ -44,8 +44,9 @@ def spawned_cloud(
 ) -> Iterator[Spawned]:
     """A fresh cloud process for the artifact `folder`, ended on leaving.
 
-    It listens on a free loopback port unless told where, and also ends when this process dies. arguments: more of
-    `collm cloud`'s. Raises LinkError when it does not come up within `limits.spawn_seconds`.
+    It listens on a free loopback port unless told where, and also ends when this process dies.
+    arguments: more of `collm cloud`'s. Raises LinkError when it does not come up within
+    `limits.spawn_seconds`.
     """
     words = ["cloud", str(folder), "--threads", str(threads), *arguments]
     with _spawned(words, limits, "cloud", listen) as spawned:

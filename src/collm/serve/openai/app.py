@@ -16,6 +16,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -65,9 +66,16 @@ class Application(FastAPI):
             redirect_slashes=False,
         )
         self._has_keys = serving.keys is not None
-        self.include_router(_answers(serving))
-        self.include_router(_models(serving))
-        self.include_router(_health(serving))
+        routers = (_answers(serving), _models(serving), _health(serving))
+        self.paths = frozenset(
+            route.path
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute)
+        )
+        """The addresses of the API."""
+        for router in routers:
+            self.include_router(router)
         if serving.page is not None:
             self.router.routes.extend(Page(serving.page).routes())
         self.add_exception_handler(HTTPException, on_http_error)
@@ -95,7 +103,7 @@ def make_app(serving: Serving) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
-    return Counting(guarded, app.openapi()["paths"])
+    return Counting(guarded, app.paths)
 
 
 def _answers(serving: Serving) -> APIRouter:

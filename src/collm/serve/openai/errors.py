@@ -155,7 +155,7 @@ async def on_failure(_request: Request, error: Exception) -> Response:
 def invalid_request(found: Any) -> ApiError:
     """One line about pydantic's list of errors."""
     # Of a field that may be one of several things, the branch that got furthest is what was meant.
-    worst = max(found, key=lambda one: len(one["loc"]))
+    worst = max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     path = [str(part) for part in worst["loc"] if _is_field(part)]
     if path[:1] == ["body"]:
         del path[0]
