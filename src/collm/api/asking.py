@@ -24,10 +24,13 @@ class Options(TypedDict, total=False):
     temperature: float
     """0, the default, is greedy."""
     top_k: int
+    """Sample among the k likeliest; 0, the default, is off."""
     top_p: float
+    """Sample among the likeliest up to this sum of probabilities; default 1."""
     seed: int
     """Same seed, same text."""
     repetition_penalty: float
+    """Of tokens that were there before; 1, the default, is off."""
     stop: str | Sequence[str]
     """The answer ends before this, or the first of these."""
     ignore_eos: bool

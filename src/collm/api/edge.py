@@ -70,7 +70,8 @@ class Edge(Closing):
         The whole model on this device says the same:
 
         >>> with Edge(artifact) as whole:
-        ...     whole.ask("Why is the sky blue?", max_tokens=8, ignore_eos=True).text == answer.text
+        ...     same = whole.ask("Why is the sky blue?", max_tokens=8, ignore_eos=True)
+        >>> same.text == answer.text
         True
     """
 
