@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collm.config import Sampling
+from collm.config import Constraint, Sampling
 from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire import session_pb2 as pb
@@ -43,6 +43,12 @@ HIDDEN = 8
 ROWS = np.random.default_rng(3).standard_normal((3, HIDDEN)).astype(np.float32)
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, repetition_penalty=1.0)
 WARM = Sampling(temperature=0.7, top_k=40, top_p=0.95, seed=2**64 - 1, repetition_penalty=1.1)
+BOUND = replace(
+    WARM,
+    constraint=Constraint(kind="json_schema", text='{\n\t"type": "ö"}', start=2**24),
+    top_logprobs=20,
+)
+PLACES = (((5, -0.5), (2**24, -9.0)), ((1, -0.25), (0, -2.0)), ((7, 0.0), (8, -3.5)))
 
 HELLO = Hello(
     protocol_major=1,
@@ -60,6 +66,11 @@ CLIENT: list[ClientMessage] = [
     Verify(epoch=0, base=0, draft=(), sampling=GREEDY, may_exit=True),
     Score(epoch=1, base=9, draft=(5, 6, 7)),
     Score(epoch=0, base=0, draft=()),
+    Score(epoch=0, base=0, draft=(4,), sampling=BOUND),
+    Verify(epoch=1, base=9, draft=(5,), sampling=BOUND),
+    Verify(epoch=1, base=9, draft=(5,), sampling=replace(BOUND, top_logprobs=0)),
+    Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=BOUND),
+    Ask(epoch=1, drafted=0, sampling=replace(BOUND, constraint=Constraint(kind="json_object"))),
     Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=WARM),
     Crop(epoch=2, position=11),
     Recut(epoch=2, position=11, cut=5, wire_format="int4"),
@@ -107,6 +118,10 @@ CLOUD: list[CloudMessage] = [
     SCORED,
     replace(SCORED, logprobs=(), ranks=(), best_ids=(), best_logprobs=()),
     TOKEN,
+    replace(VERDICT, alternatives=PLACES),
+    replace(VERDICT, accepted=0, logprobs_accepted=(), alternatives=PLACES[:1]),
+    replace(SCORED, alternatives=PLACES),
+    replace(TOKEN, alternatives=PLACES[0]),
     Finished(epoch=1, reason="stop"),
     Pong(nonce=5),
     Refusal(code="busy", reason="all 64 sessions are taken; try again later"),
@@ -332,3 +347,64 @@ def test_fields_of_a_newer_minor_version_are_ignored() -> None:
     crop = pb.Crop(epoch=1, position=2).SerializeToString() + b"\xfa\x01\x03new"
     frame = b"\x2a" + bytes([len(crop)]) + crop
     assert decode(frame) == Crop(epoch=1, position=2)
+
+
+def _raw_verify(**constraint: Any) -> bytes:
+    made = encode(Verify(epoch=0, base=0, draft=(), sampling=BOUND))
+    envelope = pb.Envelope.FromString(made)
+    for name, value in constraint.items():
+        setattr(envelope.verify.sampling.constraint, name, value)
+    return envelope.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kind": "yaml"}, "constraint 'yaml': expected one of"),
+        ({"kind": ""}, "expected one of"),
+        ({"kind": "x" * 100_000}, "expected one of"),
+        ({"text": "a" * (64 * 1024 + 1)}, "longer than 65536 bytes"),
+        ({"text": "ö" * (33 * 1024)}, "longer than 65536 bytes"),
+        ({"text": ""}, "expected text"),
+        ({"start": 2**24 + 1}, "constraint start"),
+    ],
+)
+def test_constraints_that_cannot_be_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ProtocolError, match=said) as caught:
+        decode(_raw_verify(**given))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("ids", "logprobs", "said"),
+    [
+        ([1, 2], [-1.0], "2 alternatives with 1 log-probabilities"),
+        ([], [-1.0], "0 alternatives with 1"),
+        ([1, 2], [-1.0, -2.0], "for 3 tokens"),  # not as many for each place
+        ([1] * 63, [-1.0] * 63, "63 alternatives; at most 60"),
+        ([2**24 + 1, 1, 1], [-1.0] * 3, "alternative is"),
+        ([1, 1, 1], [-1.0, 0.5, -1.0], "must not be above 0"),
+        ([1, 1, 1], [-1.0, float("nan"), -1.0], "must be finite"),
+        ([1, 1, 1], [-1.0, float("-inf"), -1.0], "must be finite"),
+    ],
+)
+def test_alternatives_that_cannot_be_are_refused(
+    ids: list[int], logprobs: list[float], said: str
+) -> None:
+    envelope = pb.Envelope.FromString(encode(VERDICT))
+    envelope.verdict.alternative_ids.extend(ids)
+    envelope.verdict.alternative_logprobs.extend(logprobs)
+    with pytest.raises(ProtocolError, match=said):
+        decode_cloud(envelope.SerializeToString(), LIMITS)
+
+
+def test_places_with_unlike_numbers_of_alternatives_do_not_travel() -> None:
+    with pytest.raises(ProtocolError, match="not as many alternatives each"):
+        encode(replace(VERDICT, alternatives=(PLACES[0], PLACES[1][:1], PLACES[2])))
+
+
+def test_alternatives_take_eight_bytes_each() -> None:
+    more = len(encode(replace(VERDICT, alternatives=PLACES))) - len(encode(VERDICT))
+    assert more <= 8 * 6 + 8
+    plain = Verify(epoch=0, base=0, draft=(), sampling=WARM)
+    assert len(encode(plain)) < 70  # and who asks for nothing pays nothing
