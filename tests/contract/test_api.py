@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import doctest
 import importlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +130,25 @@ def test_a_stop_string_ends_the_answer(edge: Edge, whole: Answer) -> None:
     answer = edge.ask(PROMPT, **ASK, stop=[stop])
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.finish_reason == "stop"
+
+
+def test_an_answer_obeys_a_schema_or_an_expression(edge: Edge) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["blue", "red"]}, "bright": {"type": "boolean"}},
+        "required": ["colour", "bright"],
+        "additionalProperties": False,
+    }
+    made = json.loads(edge.ask(PROMPT, schema=schema, temperature=1.0, seed=3).text)
+    assert made["colour"] in ("blue", "red") and made["bright"] in (True, False)
+    assert re.fullmatch("(ab|cd){3}", edge.ask(PROMPT, regex="(ab|cd){3}").text)
+    token = edge.ask(PROMPT, max_tokens=1, ignore_eos=True, top_logprobs=3).tokens[0]
+    assert len(token.alternatives) == 3
+    assert token.logprob is not None and token.logprob <= 0
+    with pytest.raises(PromptError, match="one of them only"):
+        edge.ask(PROMPT, schema=True, regex="a")
+    with pytest.raises(PromptError, match="expected a JSON schema as a mapping"):
+        edge.ask(PROMPT, schema="object")  # type: ignore[arg-type]
 
 
 def test_in_asyncio_answers_run_side_by_side(edge: Edge, whole: Answer) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from collm.config import Generation, Refinement, Sampling
+from collm.config import Constraint, Generation, Refinement, Sampling
 from collm.errors import PromptError, UsageError
 from collm.model.tokenizer import Tokenizer
 
@@ -51,12 +52,21 @@ class Options(TypedDict, total=False):
     """Mode `verified`: hidden states in one message."""
     deadline: float
     """Mode `threshold`: seconds from token to token; 0: none."""
+    top_logprobs: int
+    """Tell so many of the likeliest tokens beside each: `Token.alternatives`."""
+    schema: Mapping[str, object] | bool
+    """The answer is JSON that this JSON schema allows; True: any JSON object. It may be cut off by
+    `max_tokens`."""
+    regex: str
+    """The whole answer matches this regular expression."""
     refinement: Refinement
     """Mode `refine`: what is let stand."""
 
 
-_OWN = frozenset({"raw", "stop", "deadline"})
-_SAMPLING = frozenset({"temperature", "top_k", "top_p", "seed", "repetition_penalty"})
+_OWN = frozenset({"raw", "stop", "deadline", "schema", "regex"})
+_SAMPLING = frozenset(
+    {"temperature", "top_k", "top_p", "seed", "repetition_penalty", "top_logprobs"}
+)
 _KNOWN = frozenset(Options.__annotations__)
 
 
@@ -74,8 +84,29 @@ def generation(options: Options, mode: str) -> Generation:
         **{"mode": mode, **made},  # type: ignore[arg-type]
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         deadline_seconds=options.get("deadline", 0.0),
-        sampling=Sampling(**{name: value for name, value in given.items() if name in _SAMPLING}),  # type: ignore[arg-type]
+        sampling=Sampling(
+            constraint=_constraint(options),
+            **{name: value for name, value in given.items() if name in _SAMPLING},  # type: ignore[arg-type]
+        ),
     )
+
+
+def _constraint(options: Options) -> Constraint | None:
+    schema, regex = options.get("schema"), options.get("regex")
+    if schema is None and regex is None:
+        return None
+    if schema is not None and regex is not None:
+        raise PromptError("schema and regex: an answer can obey one of them only")
+    if regex is not None:
+        return Constraint(kind="regex", text=regex)
+    if schema is True:
+        return Constraint(kind="json_object")
+    if not isinstance(schema, Mapping):
+        raise PromptError(f"schema {schema!r}: expected a JSON schema as a mapping, or True")
+    try:
+        return Constraint(kind="json_schema", text=json.dumps(schema))
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"the schema cannot be written as JSON: {error}") from None
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:

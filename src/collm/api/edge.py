@@ -175,6 +175,10 @@ class Edge(Closing):
             ...                   max_tokens=6, temperature=0.8, seed=7, ignore_eos=True)
             >>> sum(answer.summary.sources.values())
             6
+            >>> sky = {"type": "object", "properties": {"blue": {"type": "boolean"}},
+            ...        "required": ["blue"], "additionalProperties": False}
+            >>> edge.ask("Is the sky blue?", schema=sky).text
+            '{"blue": ...e}'
         """
         stream = self.stream(prompt, **options)
         for _ in stream:

@@ -6,7 +6,6 @@ answer's. So a reader that only prints needs to know no kinds of events.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,11 +33,12 @@ class Token:
     """Of the answer's tokens, from 0."""
     seconds: float
     """Since the token before; of the first, since the prompt was read."""
-
-    @property
-    def logprob(self) -> float | None:
-        """The natural logarithm of `confidence`."""
-        return math.log(self.confidence) if self.confidence else None
+    logprob: float | None
+    """The full model's log-probability where that one chose or judged it, else that of the exit's
+    confidence."""
+    alternatives: tuple[tuple[int, float], ...]
+    """The likeliest tokens in its place with their log-probabilities, where `top_logprobs` asked
+    for them and somebody could tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

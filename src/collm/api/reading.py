@@ -59,6 +59,8 @@ class Reading:
             provisional=made.provisional,
             index=index,
             seconds=self._account.token_seconds[index],
+            logprob=made.logprob,
+            alternatives=made.alternatives,
         )
         self._tokens.append(token)
         yield token
