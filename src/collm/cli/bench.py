@@ -13,6 +13,7 @@ from collm.cli.bench_compress import compress_bench_command
 from collm.cli.bench_peers import peers_command
 from collm.cli.bench_plan import plan_bench_command
 from collm.cli.bench_report import report_command
+from collm.cli.bench_serve import serve_bench_command
 from collm.cli.bench_table import table_command
 from collm.cli.bench_tiers import tiers_command
 from collm.cli.bench_wire import adapt_command, wire_command
@@ -43,6 +44,7 @@ bench.command("wire")(wire_command)
 bench.command("adapt")(adapt_command)
 bench.command("tiers")(tiers_command)
 bench.command("compress")(compress_bench_command)
+bench.command("serve")(serve_bench_command)
 
 
 @bench.command("engine")

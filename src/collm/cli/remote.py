@@ -16,7 +16,7 @@ from collm.model.artifact import Artifact
 from collm.model.inventory import find
 from collm.model.manifest import Manifest
 from collm.model.store import Store
-from collm.session.placed import default_placement, placed_files
+from collm.session.placed import default_placement, exits_in_use, placed_files
 from collm.session.pull import Choose, Pulled, PullSettings, pull
 
 
@@ -103,7 +103,9 @@ def open_placed(
     opened = open_artifact(text, mode or "verified", layers, exits, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
     is_alone = cloud is None and placed < opened.architecture.layers
-    return opened, placed, mode or ("standalone" if is_alone else "verified")
+    chosen = mode or ("standalone" if is_alone else "verified")
+    exits_in_use(opened.manifest, chosen, placed, exits)  # or what is wrong with it
+    return opened, placed, chosen
 
 
 def named_folder(text: str) -> Path:

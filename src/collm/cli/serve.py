@@ -55,7 +55,7 @@ from collm.serve.engine import Engine, EngineSettings
 from collm.serve.logs import logs
 from collm.serve.openai.guard import allowed_hosts
 from collm.serve.openai.page import FOLDER
-from collm.serve.openai.server import run_server
+from collm.serve.openai.server import listening, run_server
 from collm.serve.openai.serving import Serving
 from collm.serve.registry import registered
 
@@ -179,6 +179,7 @@ def serve_command(
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         stack.enter_context(logs(log))
+        taken = stack.enter_context(listening(where, port))  # before the weights are loaded
         linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
         if placement == "auto":
             asked = Asked(
@@ -238,7 +239,7 @@ def serve_command(
             stack.enter_context(about)
             print(f"serving {share}{serving.name} on {url} (API: {url}/v1)", flush=True)
 
-        run_server(serving, host=where, port=port, ready=ready, security=server)
+        run_server(serving, taken, ready=ready, security=server)
 
 
 def _bracketed(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from collm.errors import LinkError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.shapes import LinkShape
 
+_COLLM = (sys.executable, "-m", "collm", "--no-config")
+"""What the user's configuration says of clouds is not meant for those of our own."""
+_ANYWHERE = "127.0.0.1:0"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spawned:
@@ -32,15 +37,21 @@ class Spawned:
 
 @contextmanager
 def spawned_cloud(
-    folder: Path, *, threads: int, limits: Limits, arguments: Sequence[str] = ()
+    folder: Path,
+    *,
+    threads: int,
+    limits: Limits,
+    arguments: Sequence[str] = (),
+    listen: str = _ANYWHERE,
 ) -> Iterator[Spawned]:
     """A fresh cloud process for the artifact `folder`, ended on leaving.
 
-    It listens on a free loopback port, and also ends when this process dies. arguments: more of
-    `collm cloud`'s. Raises LinkError when it does not come up within `limits.spawn_seconds`.
+    It listens on a free loopback port unless told where, and also ends when this process dies.
+    arguments: more of `collm cloud`'s. Raises LinkError when it does not come up within
+    `limits.spawn_seconds`.
     """
     words = ["cloud", str(folder), "--threads", str(threads), *arguments]
-    with _spawned(words, limits, "cloud") as spawned:
+    with _spawned(words, limits, "cloud", listen) as spawned:
         yield spawned
 
 
@@ -58,11 +69,52 @@ def spawned_link(
 
 
 @contextmanager
-def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawned]:
-    """`collm WORDS --listen 127.0.0.1:0 --spawned`, which says its address in a line."""
-    # What the user's configuration says of clouds is not meant for this one.
-    command = [sys.executable, "-m", "collm", "--no-config", *words]
-    command += ["--listen", "127.0.0.1:0", "--spawned"]
+def spawned_serve(
+    folder: Path, *, limits: Limits = DEFAULT_LIMITS, arguments: Sequence[str] = ()
+) -> Iterator[Spawned]:
+    """`collm serve` on a free loopback port, ended on leaving; its address is a URL.
+
+    arguments: more of its own. Raises LinkError as `spawned_cloud` does.
+    """
+    command = [*_COLLM, "serve", str(folder), "--port", "0", *arguments]
+    with _process(command, limits, "serve") as (process, line):
+        found = re.search(r"https?://[^ ]+", line)
+        if found is None:
+            raise LinkError(f"the serve process said {line[:200]!r}; expected its address")
+        try:
+            yield Spawned(address=found[0], pid=process.pid, say=partial(_say, process))
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def spawned_python(
+    module: str, *arguments: str, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Spawned]:
+    """A module of ours as a program, that says its address in a line; as `spawned_serve`."""
+    command = [sys.executable, "-m", module, *arguments]
+    with _process(command, limits, module) as (process, line):
+        try:
+            yield Spawned(address=line, pid=process.pid, say=partial(_say, process))
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _spawned(
+    words: Sequence[str], limits: Limits, name: str, listen: str = _ANYWHERE
+) -> Iterator[Spawned]:
+    """`collm WORDS --listen … --spawned`, which says its address in a line."""
+    command = [*_COLLM, *words, "--listen", listen, "--spawned"]
+    with _process(command, limits, name) as (process, address):
+        yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], limits: Limits, name: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process, and the line that it prints when it takes connections."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
@@ -73,8 +125,7 @@ def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawne
             start_new_session=True,
         )
         try:
-            address = _address(process, said, limits, name)
-            yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
+            yield process, _address(process, said, limits, name)
         finally:
             _end(process, limits)
 

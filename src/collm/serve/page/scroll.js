@@ -1,0 +1,31 @@
+// The end of the conversation stays in sight while it grows, unless the reader has scrolled up.
+
+import { byId, eachFrame } from "./dom.js";
+
+const NEAR_PX = 60;
+
+export class Scroller {
+  constructor() {
+    this.box = byId("scroll");
+    this.button = byId("to-end");
+    this.stuck = true;
+    this.box.addEventListener("scroll", () => this.#look(), { passive: true });
+    this.button.addEventListener("click", () => this.toEnd());
+    this.follow = eachFrame(() => {
+      if (this.stuck) this.box.scrollTop = this.box.scrollHeight;
+      else this.#look();
+    });
+  }
+
+  toEnd() {
+    this.stuck = true;
+    this.button.hidden = true;
+    this.follow();
+  }
+
+  #look() {
+    const left = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight;
+    this.stuck = left < NEAR_PX;
+    this.button.hidden = this.stuck;
+  }
+}
