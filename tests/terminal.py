@@ -14,6 +14,8 @@ import termios
 import time
 from pathlib import Path
 
+from rich.cells import cell_len
+
 _ESCAPE = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>78])")
 
 
@@ -114,14 +116,15 @@ def screen(written: str, columns: int) -> list[str]:
                 del rows[row + 1 :]
             continue
         else:
-            if column == columns:
+            cells = cell_len(part)
+            if column + cells > columns:
                 row, column = row + 1, 0
             while len(rows) <= row:
                 rows.append([])
             line = rows[row]
-            line += [" "] * (column + 1 - len(line))
-            line[column] = part
-            column += 1
+            line += [" "] * (column + cells - len(line))
+            line[column : column + cells] = [part, ""][:cells]
+            column += cells
         while len(rows) <= row:
             rows.append([])
     return ["".join(line) for line in rows]

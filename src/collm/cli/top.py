@@ -8,7 +8,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +80,8 @@ class Watched:
     def __init__(self, address: str | None, token: str, ca: Path | None) -> None:
         self._address, self._token, self._ca = address, token, ca
         self.name = address or ""
-        self.source()  # or why there is nothing to look at
+        with suppress(LinkError):  # it may be back later
+            self.source()  # or why there is nothing to look at
 
     def source(self) -> Source:
         """Where its metrics are now."""
@@ -102,7 +103,10 @@ class Watched:
         return Source(self._address, self._token, self._ca)
 
     def _source_of(self, one: Running) -> Source:
-        return Source(one.socket or one.metrics or one.address, self._token, self._ca)
+        where = one.socket or one.metrics
+        if not where:
+            raise LinkError(f"{one.address}: publishes no metrics; start it with --metrics")
+        return Source(where, self._token, self._ca)
 
 
 def looks(watched: Watched) -> Iterator[View | str]:

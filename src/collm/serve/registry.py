@@ -2,8 +2,8 @@
 
 ::
 
-    RUNTIME/processes/PID-START.json     what it is; gone when it ends
-    RUNTIME/processes/PID-START.sock     its /metrics, for this user alone
+    RUNTIME/processes/PID-RANDOM.json     what it is; gone when it ends
+    RUNTIME/processes/PID-RANDOM.sock     its /metrics, for this user alone
 
 A server says `with registered(kind="cloud", address=…, artifact=…):`; `collm ps` and `collm top`
 read. A file whose process is gone (by number and start time) is removed by whoever reads.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import stat
 import warnings
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def registered(
     with ExitStack() as stack:
         try:
             folder = _own_folder()
-            path = folder / f"{os.getpid()}-{started:.0f}.json"
+            path = folder / f"{os.getpid()}-{secrets.token_hex(3)}.json"
             socket = path.with_suffix(".sock")
             if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
                 stack.enter_context(socket_metrics(socket))
