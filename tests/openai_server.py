@@ -28,6 +28,7 @@ HELLO: dict[str, Any] = {
 }
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+RESPONSES = "/v1/responses"
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.openai_server import CHAT, HELLO, TEXT, ask, events, serving_of
+from tests.openai_server import CHAT, HELLO, RESPONSES, TEXT, ask, events, serving_of
 from tests.support import random_artifact
 
 from collm.config import Generation
+from collm.serve.openai.responses_shapes import ResponseEvent, TextResponse
 from collm.serve.openai.serving import Serving
 from collm.serve.openai.shapes import (
     ChatChunk,
@@ -263,3 +265,112 @@ def test_models_and_status(serving: Serving) -> None:
     assert ask(serving, "/healthz").status_code == ask(serving, "/readyz").status_code == 200
     counted = ask(serving, "/metrics").text
     assert 'collm_http_requests_total{route="/v1/chat/completions",status="200"}' in counted
+
+
+ASKED: dict[str, Any] = {"model": "tiny", "input": "the edge answers", "ignore_eos": True}
+
+
+def test_a_response_says_what_a_chat_does(serving: Serving) -> None:
+    chat = good(serving, CHAT, HELLO, ChatCompletion)
+    text = chat["choices"][0]["message"]["content"]
+    asked = {**ASKED, "max_output_tokens": 8}
+    made = good(serving, RESPONSES, asked, TextResponse)
+    assert made["output"][0]["content"][0]["text"] == text
+    assert (made["status"], made["incomplete_details"]) == (
+        "incomplete", {"reason": "max_output_tokens"}
+    )  # fmt: skip
+    assert made["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+    assert made["collm"]["summary"]["sources"] == {"edge": 8}
+    turns = [{"role": "user", "content": [{"type": "input_text", "text": "the edge answers"}]}]
+    again = good(serving, RESPONSES, {**asked, "input": turns}, TextResponse)
+    assert again["output"][0]["content"] == made["output"][0]["content"]
+    # The answer is sent back as it came, for the next turn.
+    longer = [*turns, *made["output"], {"role": "user", "content": "and the cloud"}]
+    told = {**asked, "input": longer, "instructions": "be short"}
+    system = {"role": "system", "content": "be short"}
+    answer = {"role": "assistant", "content": text}
+    last = {"role": "user", "content": "and the cloud"}
+    same = {**HELLO, "messages": [system, *HELLO["messages"], answer, last]}
+    assert (
+        good(serving, RESPONSES, told, TextResponse)["output"][0]["content"][0]["text"]
+        == good(serving, CHAT, same, ChatCompletion)["choices"][0]["message"]["content"]
+    )
+
+
+def test_a_response_is_streamed_as_named_events(serving: Serving) -> None:
+    asked = {**ASKED, "max_output_tokens": 4}
+    whole = good(serving, RESPONSES, asked, TextResponse)
+    response = ask(serving, RESPONSES, {**asked, "stream": True})
+    told = []
+    for part in response.text.strip().split("\n\n"):
+        name, _, data = part.partition("\ndata: ")
+        told.append(json.loads(data))
+        ResponseEvent.model_validate(told[-1], strict=True)
+        assert name == f"event: {told[-1]['type']}"
+    assert [one["sequence_number"] for one in told] == list(range(len(told)))
+    text = whole["output"][0]["content"][0]["text"]
+    deltas = [one for one in told if one["type"] == "response.output_text.delta"]
+    assert "".join(one["delta"] for one in deltas) == text
+    assert [one["collm"]["index"] for one in deltas[:4]] == [0, 1, 2, 3]
+    assert [one["type"].removeprefix("response.") for one in told if one not in deltas] == [
+        "created", "in_progress", "output_item.added", "content_part.added",
+        "output_text.done", "content_part.done", "output_item.done", "incomplete",
+    ]  # fmt: skip
+    assert told[-1]["response"]["usage"] == {
+        **whole["usage"],
+        "input_tokens_details": told[-1]["response"]["usage"]["input_tokens_details"],
+    }
+
+
+def test_a_response_can_be_held_to_a_schema(serving: Serving) -> None:
+    form = {"type": "json_schema", "name": "sky", "schema": SCHEMA, "strict": True}
+    asked = {**ASKED, "max_output_tokens": 24, "text": {"format": form}, "ignore_eos": False}
+    made = good(serving, RESPONSES, asked, TextResponse)
+    assert made["output"][0]["content"][0]["text"].startswith('{"sky": "')
+    assert made["text"]["format"]["schema"] == SCHEMA
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sky": {"enum": ["blue", "grey"]}, "height": {"type": "integer"}},
+    "required": ["sky", "height"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_can_be_held_to_a_json_schema(serving: Serving, temperature: float) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "sky", "schema": SCHEMA, "strict": True}}
+    asked = {
+        **HELLO, "temperature": temperature, "seed": 1, "response_format": form,
+        "max_tokens": 120, "ignore_eos": False,
+    }  # fmt: skip
+    made = good(serving, CHAT, asked, ChatCompletion)["choices"][0]
+    assert content(streamed(serving, CHAT, asked)) == made["message"]["content"]
+    if made["finish_reason"] == "stop":
+        said = json.loads(made["message"]["content"])
+        assert set(said) == {"sky", "height"} and isinstance(said["height"], int)
+    else:  # a random model may count for ever
+        assert made["message"]["content"].startswith('{"sky": "')
+
+
+def test_an_answer_can_be_held_to_be_an_object(serving: Serving) -> None:
+    for path, body, shape in ((CHAT, HELLO, ChatCompletion), (TEXT, PROMPT, TextCompletion)):
+        asked = {**body, "response_format": {"type": "json_object"}}
+        made = good(serving, path, asked, shape)["choices"][0]
+        text = made["text"] if path == TEXT else made["message"]["content"]
+        assert text.startswith("{")
+
+
+def test_what_else_was_likely_is_told(serving: Serving) -> None:
+    asked = {**HELLO, "logprobs": True, "top_logprobs": 3}
+    entries = good(serving, CHAT, asked, ChatCompletion)["choices"][0]["logprobs"]["content"]
+    for entry in entries:
+        top = entry["top_logprobs"]
+        assert [one["logprob"] for one in top] == sorted((o["logprob"] for o in top), reverse=True)
+        assert len(top) == 3
+        assert top[0]["token"] == entry["token"]  # greedy
+        assert top[0]["logprob"] == pytest.approx(entry["logprob"], abs=1e-5)
+    told = good(serving, TEXT, {**PROMPT, "logprobs": 2}, TextCompletion)["choices"][0]["logprobs"]
+    assert [max(one, key=one.__getitem__) for one in told["top_logprobs"]] == told["tokens"]
+    assert all(len(one) == 2 for one in told["top_logprobs"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.openai_server import CHAT, HELLO, TEXT, app_of, ask, serving_of
+from tests.openai_server import CHAT, HELLO, RESPONSES, TEXT, app_of, ask, serving_of
 from tests.support import random_artifact
 
 from collm.limits import DEFAULT_LIMITS
@@ -74,6 +74,11 @@ def refused(response: Any, status: int) -> dict[str, Any]:
         ({"collm": {"luck": 1}}, "collm.luck", "unknown_parameter", "expected one of mode, thr"),
         ({"collm": {"criterion": "luck:1", "mode": "standalone"}}, None, "invalid_value", "luck"),
         ({"collm": {"deadline_ms": 5}}, None, "invalid_value", "mode threshold"),
+        ({"response_format": {"type": "xml"}}, "response_format", "invalid_value", "json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema", "missing_required_parameter", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"type": "nothing"}}}}, "response_format", "invalid_value", ""),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "invalid_value", "list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role",
@@ -119,6 +124,35 @@ def test_a_completion_that_cannot_be_run_says_why(
 ) -> None:
     body = {"model": "tiny", "prompt": "the edge", "max_tokens": 2, **changes}
     assert refused(ask(serving, TEXT, body), 400)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "said"),
+    [
+        ({"tools": TOOLS}, "tools", "calls no tools"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "send the turns so far"),
+        ({"conversation": "conv_1"}, "conversation", "not kept here"),
+        ({"reasoning": {"effort": "high"}}, "reasoning", "no reasoning"),
+        ({"background": True}, "background", "not supported"),
+        ({"truncation": "auto"}, "truncation", "not supported"),
+        ({"include": ["file_search_call.results"]}, "include", "not supported"),
+        ({"top_logprobs": 2}, "top_logprobs", "not supported"),
+        ({"max_tokens": 2}, "max_tokens", "no such parameter"),
+        ({"input": []}, "input", "at least 1 item"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+         "input.0.content.0.type", "text only"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.type",
+         "messages only"),
+        ({"input": "many words " * 500}, "input", "context"),
+        ({"text": {"verbosity": "high"}}, "text.verbosity", "not supported"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format", "json_schema"),
+    ],
+)  # fmt: skip
+def test_a_response_that_cannot_be_made_says_why(
+    serving: Serving, changes: dict[str, Any], param: str, said: str
+) -> None:
+    error = refused(ask(serving, RESPONSES, {"model": "tiny", "input": "hello", **changes}), 400)
+    assert error["param"] == param and said in error["message"], error
 
 
 @pytest.mark.parametrize(

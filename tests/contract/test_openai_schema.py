@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tests.openai_server import CHAT, TEXT, app_of, ask, serving_of
+from tests.openai_server import CHAT, RESPONSES, TEXT, app_of, ask, serving_of
 from tests.support import random_artifact
 
 from collm.serve.openai.serving import Serving
@@ -23,6 +23,7 @@ _EXAMPLES = 25
 OPERATIONS = (
     f"POST {CHAT}",
     f"POST {TEXT}",
+    f"POST {RESPONSES}",
     "GET /v1/models",
     "GET /v1/models/{model_id}",
     "GET /healthz",
@@ -36,11 +37,13 @@ BEYOND = {
     ("prompt", "invalid_value"),
     ("prompt", "context_length_exceeded"),
     ("messages", "context_length_exceeded"),
+    ("input", "context_length_exceeded"),
     ("top_logprobs", "invalid_value"),
     ("tools", "unsupported_parameter"),
     ("best_of", "unsupported_parameter"),
     ("echo", "unsupported_parameter"),
-    ("response_format", "unsupported_parameter"),
+    ("response_format", "invalid_value"),
+    ("response_format.json_schema.schema", "missing_required_parameter"),
     ("collm.mode", "invalid_value"),
     (None, "invalid_value"),
 }
@@ -83,7 +86,8 @@ def test_nothing_that_is_sent_breaks_the_documents_word(
     def check(case: Case) -> None:
         if mode.is_positive and isinstance(case.body, dict):
             # A model that is here, and answers that do not take minutes.
-            case.body = {**case.body, "model": "tiny", "max_tokens": 2}
+            most = "max_output_tokens" if path == RESPONSES else "max_tokens"
+            case.body = {**case.body, "model": "tiny", most: 2}
             case.body.pop("max_completion_tokens", None)
         unchecked = [positive_data_acceptance] if mode.is_positive else []
         host = {"Host": "localhost"}

@@ -17,6 +17,7 @@ from tests.openai_server import (
     CHAT,
     GREEDY,
     HELLO,
+    RESPONSES,
     TEXT,
     Connection,
     app_of,
@@ -199,6 +200,10 @@ def test_what_breaks_is_a_status_at_first_and_an_event_later(
         assert json.loads(parts[-1].removeprefix("data: "))["error"]["code"] == code
         assert "[DONE]" not in response.text
         assert '"content":"so"' in parts[-2]
+        asked = {"model": "tiny", "input": "hello", "stream": True}
+        named = ask(serving, RESPONSES, asked).text.strip().split("\n\n")
+        assert named[-1].startswith("event: error\ndata: ")
+        assert json.loads(named[-1].partition("data: ")[2])["code"] == code
 
 
 def test_a_cloud_that_is_away_is_a_503_or_the_devices_own_answer(world: World) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 from tests.e2e.conftest import collm
 
 pytestmark = pytest.mark.e2e
@@ -123,6 +124,36 @@ def test_the_openai_sdk_streams(server: Server, client: openai.OpenAI, text: str
         model=server.model, prompt="The sky is", max_tokens=4, temperature=0, stream=True
     )
     assert "".join(chunk.choices[0].text for chunk in prompt)
+
+
+def test_the_openai_sdk_uses_the_responses_api(
+    server: Server, client: openai.OpenAI, text: str
+) -> None:
+    asked: Any = {"model": server.model, "input": PROMPT, "temperature": 0}
+    whole = client.responses.create(max_output_tokens=TOKENS, **asked)
+    assert whole.output_text == text and whole.status == "incomplete"
+    with client.responses.stream(max_output_tokens=TOKENS, **asked) as events:
+        deltas = [one.delta for one in events if one.type == "response.output_text.delta"]
+    assert "".join(deltas) == text
+
+
+def test_the_openai_sdk_gets_what_it_parses(server: Server, client: openai.OpenAI) -> None:
+    class Sky(BaseModel):
+        colour: Literal["blue", "green"]
+        height_km: Literal[8, 16]
+
+    made = client.chat.completions.parse(
+        model=server.model,
+        messages=[{"role": "user", "content": f"{PROMPT} Answer in JSON."}],
+        response_format=Sky,
+        temperature=0,
+        max_tokens=64,
+        logprobs=True,
+        top_logprobs=2,
+    ).choices[0]
+    assert isinstance(made.message.parsed, Sky)
+    assert made.logprobs is not None and made.logprobs.content is not None
+    assert any(one.top_logprobs for one in made.logprobs.content)
 
 
 def test_the_openai_sdk_asks_for_several_things_at_once(server: Server, text: str) -> None:
@@ -268,4 +299,3 @@ def test_the_llm_command(server: Server, text: str, tmp_path: Path) -> None:
     code = "import sys; from llm.cli import cli; cli(sys.argv[1:])"
     where = {"LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": ""}
     assert python(code, *words, **where) == text + "\n"
-    assert python(code, *words, "--no-stream", **where) == text + "\n"

@@ -6,12 +6,15 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 from tests.support import VOCABULARY, random_artifact, tokenizer_json
 from tokenizers import Tokenizer
 
@@ -141,6 +144,38 @@ def test_a_text_that_breaks_its_constraint_is_an_error(artifact: Artifact) -> No
         masks.allowed(PROMPT[:2])
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int = Field(ge=0, le=9, default=9, description="Left.")
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    born: date | None = None
+
+
+class Home(BaseModel):
+    """What clients send: made by Pydantic, with titles, defaults, references, a choice of kinds."""
+
+    pets: list[Annotated[Cat | Dog, Field(discriminator="kind")]] = Field(
+        min_length=1, max_length=2
+    )
+    others: dict[str, int] = {}
+    next_door: Home | None = None
+
+
+def test_schemas_that_pydantic_makes_are_kept_to(artifact: Artifact) -> None:
+    schema = Constraint(kind="json_schema", text=json.dumps(Home.model_json_schema()), start=3)
+    ended = 0
+    for seed in range(12):
+        ids = walk(Masks(artifact, schema), seed, 400)
+        if ids[-1] in EOS:
+            made_so = Home.model_validate_json(text_of(ids[:-1]))
+            assert made_so.pets, f"seed {seed}"
+            ended += 1
+    assert ended >= 4
+
+
 DEEP = '{"items":' * 90 + "{}" + "}" * 90
 REFS = {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2}
         for i in range(40)} | {"d40": {"type": "object"}}}  # fmt: skip
@@ -149,6 +184,7 @@ BAD = {
     "not JSON": ("json_schema", "{", "not JSON"),
     "no object": ("json_schema", "[]", "not a JSON object"),
     "an unknown word": ("json_schema", '{"not": {}}', "not"),
+    "no way to tell": ("json_schema", '{"oneOf": [{"minLength": 1}, {"maxLength": 9}]}', "oneOf"),
     "a false type": ("json_schema", '{"type": "text"}', "type"),
     "another document": ("json_schema", '{"$ref": "file:///etc/passwd"}', "cannot be used"),
     "itself": ("json_schema", '{"$ref": "#"}', "cannot be kept to"),

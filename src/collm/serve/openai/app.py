@@ -2,12 +2,13 @@
 
 ::
 
-    POST /v1/chat/completions   POST /v1/completions      answers, whole or as events
+    POST /v1/chat/completions  /v1/completions  /v1/responses     answers, whole or as events
     GET  /v1/models             GET  /v1/models/{id}
     GET  /healthz  /readyz  /metrics  /collm/status  /openapi.json
     GET  /  and /page/…                                    the chat page
 
-Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason.
+Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason. Very
+many idle connections are for something in front.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from collm.serve.openai.errors import on_failure, on_http_error, on_invalid_requ
 from collm.serve.openai.guard import Counting, Guard
 from collm.serve.openai.health import check_ready, status_json
 from collm.serve.openai.page import Page
+from collm.serve.openai.responses import response_response
+from collm.serve.openai.responses_schema import ResponseRequest
+from collm.serve.openai.responses_shapes import ResponseEvent, TextResponse
 from collm.serve.openai.schemas import ChatCompletionRequest, CompletionRequest
 from collm.serve.openai.serving import Serving
 from collm.serve.openai.shapes import (
@@ -123,6 +127,13 @@ def _answers(serving: Serving) -> APIRouter:
     async def create_completion(request: CompletionRequest) -> Response:
         """Go on with a text, or with each of several."""
         return await completion_response(serving, request)
+
+    @router.post(
+        "/v1/responses", responses={**events(TextResponse, ResponseEvent), **errors(*ASKING)}
+    )
+    async def create_response(request: ResponseRequest) -> Response:
+        """Answer a conversation, in the words of the Responses API."""
+        return await response_response(serving, request)
 
     return router
 

@@ -173,6 +173,9 @@ def invalid_request(found: Any) -> ApiError:
     elif kind == "literal_error" and len(path) > 2 and path[-1] == "type" and "content" in path:
         said = f"{param}: parts of type {worst['input']!r} cannot be read; expected text only"
         code = "unsupported_value"
+    elif kind == "literal_error" and path[:1] == ["input"] and path[-1] == "type":
+        said = f"{param}: items of type {worst['input']!r} cannot be read; expected messages only"
+        code = "unsupported_value"
     elif kind == "literal_error" and path[-1] == "role":
         said = f"{param}: role {worst['input']!r}; {_lower(said)}"
         code = "unsupported_value"

@@ -20,7 +20,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _only(*values: Any) -> WithJsonSchema:
+def only(*values: Any) -> WithJsonSchema:
     """Told in the document: what passes. `refusals.py` says why others do not."""
     return WithJsonSchema({"enum": [*values, None]})
 
@@ -34,17 +34,17 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class _Lenient(BaseModel):
+class Lenient(BaseModel):
     """Clients send along what they were sent: null, or empty, for what there is not."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class CollmOptions(_Strict):
+class CollmOptions(Strict):
     """How this answer is shared between device and cloud; what is left out is as the server is
     set."""
 
@@ -70,21 +70,21 @@ class CollmOptions(_Strict):
     gap: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     """What a stream has besides its text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One turn. An assistant's may be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -98,7 +98,7 @@ class ChatMessage(_Strict):
     reasoning_content: str | None = None
 
 
-class JsonSchema(_Lenient):
+class JsonSchema(Lenient):
     """A schema that the answer has to meet."""
 
     name: Annotated[str, Field(max_length=64)] | None = None
@@ -107,19 +107,19 @@ class JsonSchema(_Lenient):
     strict: bool | None = None
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(Strict):
     """A JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(Strict):
     """JSON that a schema allows."""
 
     type: Literal["json_schema"]
@@ -131,7 +131,7 @@ ResponseFormat = Annotated[
 ]
 
 
-class _Common(_Strict):
+class _Common(Strict):
     """What both kinds of completion take."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -151,10 +151,10 @@ class _Common(_Strict):
     response_format: ResponseFormat | None = None
     collm: CollmOptions | None = None
     # Supported at their neutral values only.
-    frequency_penalty: Annotated[Penalty | None, _only(0)] = None
-    presence_penalty: Annotated[Penalty | None, _only(0)] = None
-    logit_bias: Annotated[dict[str, float] | None, _only({})] = None
-    min_p: Annotated[Unit | None, _only(0)] = None
+    frequency_penalty: Annotated[Penalty | None, only(0)] = None
+    presence_penalty: Annotated[Penalty | None, only(0)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
+    min_p: Annotated[Unit | None, only(0)] = None
     # Without any effect on the text.
     user: str | None = None
     store: bool | None = None
@@ -173,16 +173,16 @@ class ChatCompletionRequest(_Common):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
-    tool_choice: Annotated[str | dict[str, Any] | None, _only("none", "auto")] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Any] | None, _only([])] = None
-    function_call: Annotated[str | dict[str, Any] | None, _only("none", "auto")] = None
-    modalities: Annotated[list[Any] | None, _only(["text"], [])] = None
-    audio: Annotated[dict[str, Any] | None, _only()] = None
-    prediction: Annotated[dict[str, Any] | None, _only()] = None
-    reasoning_effort: Annotated[str | None, _only("none")] = None
-    verbosity: Annotated[str | None, _only("medium")] = None
-    web_search_options: Annotated[dict[str, Any] | None, _only()] = None
+    functions: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
+    modalities: Annotated[list[Any] | None, only(["text"], [])] = None
+    audio: Annotated[dict[str, Any] | None, only()] = None
+    prediction: Annotated[dict[str, Any] | None, only()] = None
+    reasoning_effort: Annotated[str | None, only("none")] = None
+    verbosity: Annotated[str | None, only("medium")] = None
+    web_search_options: Annotated[dict[str, Any] | None, only()] = None
 
 
 class CompletionRequest(_Common):
@@ -197,4 +197,4 @@ class CompletionRequest(_Common):
     best_of: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
-    suffix: Annotated[str | None, _only("")] = None
+    suffix: Annotated[str | None, only("")] = None
