@@ -144,8 +144,7 @@ class Script:
             extra = {"source": "exit@15", "exit": 15, "confidence": 0.41, "provisional": True}
             yield _event(_chunk({}, collm={**extra, "preview": word}))
             await asyncio.sleep(0.01)
-        while not self.back.is_set():
-            await asyncio.sleep(0.02)
+        await asyncio.to_thread(self.back.wait, 30)
         self.cloud_ok = True
         for index, word in enumerate(certain):
             extra = {**_made(index, "verified"), "index": len(words) + index}

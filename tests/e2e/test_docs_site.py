@@ -147,7 +147,16 @@ def test_nginx_takes_the_configuration(name: str, tmp_path: Path) -> None:
     text = (ROOT / "examples/proxy" / name).read_text()
     text = re.sub(r"(ssl_certificate_key\s+)\S+;", rf"\1{tmp_path}/key.pem;", text)
     text = re.sub(r"(ssl_certificate\s+)\S+;", rf"\1{tmp_path}/cert.pem;", text)
-    whole = f"events {{}}\npid {tmp_path}/pid;\nhttp {{\n{text}\n}}\n"
+    whole = f"http {{\n{text}\n}}\n"
+    if "stream {" in text:
+        module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+        if not module.exists():
+            pytest.skip("nginx has no stream module")
+        whole = text
+        load = f"load_module {module};\n"
+    else:
+        load = ""
+    whole = f"{load}events {{}}\npid {tmp_path}/pid;\n{whole}"
     (tmp_path / "nginx.conf").write_text(whole)
     checked = subprocess.run(
         ["nginx", "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],

@@ -33,6 +33,7 @@ def test_collm_commands_run_as_written(tmp_path: Path) -> None:
     try:
         for block in ran:
             world.run(block)
+        world.follow([one for one in COMMANDS if one.kind == "python"])
     finally:
         world.close()
     assert len(ran) >= 6
