@@ -15,7 +15,7 @@ from collm.link.source_address import is_source
 from collm.model.artifact import Artifact
 from collm.model.inventory import find
 from collm.model.manifest import Manifest
-from collm.model.store import Store
+from collm.model.store import Store, default_root
 from collm.session.placed import default_placement, exits_in_use, placed_files
 from collm.session.pull import Choose, Pulled, PullSettings, pull
 
@@ -114,7 +114,7 @@ def named_folder(text: str) -> Path:
     Raises UsageError where several have.
     """
     folder = Path(text)
-    if "/" in text or folder.exists():
+    if "/" in text or folder.exists() or not default_root().is_dir():
         return folder
     found = find(Store(), text)
     if len(found) > 1:
