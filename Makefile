@@ -26,7 +26,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test exact chaos fuzz check bench clean
+.PHONY: help demo test exact chaos fuzz check docs bench clean
 
 help: ## Show this
 	@echo "CoLLM: a language model shared between a device and the cloud"
@@ -62,11 +62,15 @@ check: $(STAMPS)/dev ## Run ruff, mypy and import-linter
 	done; \
 	exit $$status
 
+docs: $(STAMPS)/docs ## Build the documentation site into site/, without the network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: $(STAMPS)/bench $(STAMPS)/model $(BENCH_ARTIFACT)/manifest.json ## Measure the engine beside llama.cpp and Transformers, one thread
 	@$(BIN)/collm bench engine $(BENCH_ARTIFACT) --gguf smollm2 --threads 1
 
 clean: ## Remove .venv, build outputs and caches
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(BENCH_ARTIFACT)/manifest.json: | $(STAMPS)/base $(STAMPS)/model
@@ -89,8 +93,8 @@ $(STAMPS)/base: pyproject.toml $(STAMPS)/venv
 	@$(PIP) -e .
 	@touch $@
 
-$(STAMPS)/dev $(STAMPS)/bench: $(STAMPS)/%: pyproject.toml $(STAMPS)/venv
-	@echo "installing collm[$*] into .venv (PyTorch comes along: about 200 MB)"
+$(STAMPS)/dev $(STAMPS)/bench $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml $(STAMPS)/venv
+	@echo "installing collm[$*] into .venv"
 	@$(PIP) -e '.[$*]'
 	@touch $(STAMPS)/base $@
 

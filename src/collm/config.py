@@ -7,14 +7,46 @@ from dataclasses import dataclass, field
 from collm.errors import PromptError
 
 MODES = ("auto", "verified", "threshold", "refine", "standalone", "cloud")
+CONSTRAINTS = ("json_schema", "json_object", "regex", "lark")
+MOST_ALTERNATIVES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """What an answer has to look like. `runtime.constraints` says which tokens that allows.
+
+    Raises PromptError for a kind that is unknown, and for text that no grammar can be.
+    """
+
+    kind: str
+    """`json_schema`, `json_object` (any object, no text), `regex` or `lark` (a grammar)."""
+    text: str = ""
+    """The schema, expression or grammar."""
+    start: int = 0
+    """The position at which the answer begins. Filled in when it does."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONSTRAINTS:
+            raise PromptError(
+                f"constraint {self.kind[:40]!r}: expected one of {', '.join(CONSTRAINTS)}"
+            )
+        if bool(self.text) == (self.kind == "json_object"):
+            wanted = "no text" if self.text else "text"
+            raise PromptError(f"a constraint of kind {self.kind}: expected {wanted}")
+        if not self.text.isascii():
+            try:
+                self.text.encode()
+            except UnicodeEncodeError:
+                raise PromptError("the constraint is not valid Unicode text") from None
+        _require("constraint start", self.start, 0, 2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a token is chosen from logits. The defaults are greedy.
 
-    A sampled token is a function of (logits, seed, position) only, so that edge and cloud
-    choose alike. Raises PromptError for values out of range.
+    A sampled token is a function of (logits, seed, position) and, with a constraint, of the text
+    before it, so that edge and cloud choose alike. Raises PromptError for values out of range.
     """
 
     temperature: float = 0.0
@@ -26,6 +58,10 @@ class Sampling:
     seed: int = 0
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens seen before (CTRL, 2019)."""
+    constraint: Constraint | None = None
+    """Tokens that it does not allow are as if the model had none of them."""
+    top_logprobs: int = 0
+    """Tell so many of the likeliest tokens beside each; changes nothing about which is chosen."""
 
     def __post_init__(self) -> None:
         if self.temperature != 0.0:
@@ -34,6 +70,7 @@ class Sampling:
         _require("top-p", self.top_p, 1e-6, 1.0)
         _require("seed", self.seed, 0, 2**64 - 1)
         _require("repetition penalty", self.repetition_penalty, 0.01, 100.0)
+        _require("top logprobs", self.top_logprobs, 0, MOST_ALTERNATIVES)
 
 
 @dataclass(frozen=True, kw_only=True)

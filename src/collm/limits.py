@@ -33,6 +33,12 @@ class Limits:
     max_cost_entries: int = 1024
     """Figures that a cloud may tell of itself."""
 
+    # constraints (what the parser itself may use: `runtime.constraints`)
+    max_constraint_bytes: int = 64 * 2**10
+    """Of a JSON schema."""
+    max_expression_bytes: int = 4 * 2**10
+    """Of a regular expression, a grammar, or all expressions in a JSON schema: they are dearer."""
+
     # link
     max_queued_frames: int = 1024
     max_queued_bytes: int = 64 * 2**20

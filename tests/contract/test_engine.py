@@ -21,7 +21,7 @@ from collm.session.edge import Shared
 
 __all__ = ["artifact", "world"]
 
-MADE = Generation(max_tokens=16, ignore_eos=True, threshold=0.05)
+MADE = Generation(max_tokens=8, ignore_eos=True, threshold=0.05)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def test_fifty_at_once_say_what_each_says_alone(world: World) -> None:
         assert asyncio.run(every()) == alone
         status = engine.status()
         assert (status.active, status.waiting, status.answers) == (0, 0, 100)
-        assert status.tokens == 1600
+        assert status.tokens == 800
 
 
 def test_every_mode_is_served_and_caches_are_reused(world: World) -> None:
@@ -97,8 +97,8 @@ def test_too_many_are_refused_and_told_when_to_come_back(world: World) -> None:
         assert refused.value.code == "busy" and refused.value.retry_seconds > 0
         gate.is_open.set()
         for reply in replies:
-            assert len(list(reply)) == 16
-        assert len(list(engine.start(token_ids(9, 6), MADE))) == 16
+            assert len(list(reply)) == 8
+        assert len(list(engine.start(token_ids(9, 6), MADE))) == 8
 
 
 def test_whoever_leaves_gives_the_place_back(world: World) -> None:
@@ -115,7 +115,7 @@ def test_whoever_leaves_gives_the_place_back(world: World) -> None:
             time.sleep(0.01)
         assert engine.status().active == engine.status().waiting == 0
         assert len(reply.account.tokens) < 70
-        assert len(list(engine.start(token_ids(3, 6), MADE))) == 16
+        assert len(list(engine.start(token_ids(3, 6), MADE))) == 8
 
 
 def test_bad_requests_are_refused_before_they_begin(world: World) -> None:

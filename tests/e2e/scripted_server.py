@@ -145,8 +145,7 @@ class Script:
             extra = {"source": "exit@15", "exit": 15, "confidence": 0.41, "provisional": True}
             yield _event(_chunk({}, collm={**extra, "preview": word}))
             await asyncio.sleep(0.01)
-        while not self.back.is_set():
-            await asyncio.sleep(0.02)
+        await asyncio.to_thread(self.back.wait, 30)
         self.cloud_ok = True
         for index, word in enumerate(certain):
             extra = {**_made(index, "verified"), "index": len(words) + index}
@@ -212,12 +211,19 @@ class Script:
             "tiers": [
                 {"role": "device", "first": 0, "last": 15, "ok": True, "address": "this device"},
                 {
-                    **{"role": "edge server", "first": 15, "last": 20, "ok": True},
-                    **{"address": "gateway.local:50061", "rtt_ms": 1.9, "sessions": 3, "error": ""},
+                    "role": "edge server",
+                    "first": 15,
+                    "last": 20,
+                    "ok": True,
+                    "address": "gateway.local:50061",
+                    "rtt_ms": 1.9,
+                    "sessions": 3,
+                    "error": "",
                 },
                 {
                     **cloud,
-                    **{"address": "cloud.example:50051", "sessions": 14},
+                    "address": "cloud.example:50051",
+                    "sessions": 14,
                     "rtt_ms": 21 + 4 * (hash(int(up)) % 5) / 5 if self.cloud_ok else None,
                     "error": "" if self.cloud_ok else "connection refused",
                 },
@@ -260,11 +266,27 @@ def _long(count: int) -> list[str]:
 def _last(counts: dict[str, int], mode: str, **more: int) -> bytes:
     total = sum(counts.values())
     summary = {
-        **{"mode": mode, "placement": 15, "exits": [5, 15], "sources": counts, "rounds": 14},
-        **{"drafted": 61, "cloud_rows": 88, "bytes_up": 204_800, "bytes_down": 1870},
-        **{"edge_ms": 510.0, "cloud_ms": 640.0, "wall_ms": 30.0 * total, "ttft_ms": 96.0},
-        **{"tokens_per_second": 33.4, "reconnects": 0, "replayed_bytes": 0, "previewed": 0},
-        **{"withdrawn": 0, "provisional": 0, "reused_tokens": 0, "changes": []},
+        "mode": mode,
+        "placement": 15,
+        "exits": [5, 15],
+        "sources": counts,
+        "rounds": 14,
+        "drafted": 61,
+        "cloud_rows": 88,
+        "bytes_up": 204_800,
+        "bytes_down": 1870,
+        "edge_ms": 510.0,
+        "cloud_ms": 640.0,
+        "wall_ms": 30.0 * total,
+        "ttft_ms": 96.0,
+        "tokens_per_second": 33.4,
+        "reconnects": 0,
+        "replayed_bytes": 0,
+        "previewed": 0,
+        "withdrawn": 0,
+        "provisional": 0,
+        "reused_tokens": 0,
+        "changes": [],
         **more,
     }
     usage = {"prompt_tokens": 31, "completion_tokens": total, "total_tokens": 31 + total}

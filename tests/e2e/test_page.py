@@ -397,7 +397,9 @@ def test_by_keyboard_only(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     card = page.locator("#token-card")
     expect(card).to_contain_text("2 of")
-    expect(page.locator("#announcer")).to_contain_text("this device, exit after layer 15, 97 % sure")
+    expect(page.locator("#announcer")).to_contain_text(
+        "this device, exit after layer 15, 97 % sure"
+    )
     page.keyboard.press("Escape")
     expect(card).to_be_hidden()
     page.keyboard.press("?")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from collm.config import Sampling
+from collm.config import Constraint, Sampling
 from collm.errors import CorruptFrame, ProtocolError
 from collm.limits import Limits
 from collm.wire.encoding import decode_client, decode_cloud, encode
@@ -40,6 +40,10 @@ FORMATS = st.sampled_from(["ids", "f32", "f16", "int8", "int4", "f17", ""])
 EXAMPLES = settings(max_examples=300, deadline=None)
 
 SAMPLING = Sampling(temperature=0.5, top_k=3, top_p=0.5, seed=2**63, repetition_penalty=1.25)
+BOUND = Sampling(
+    constraint=Constraint(kind="regex", text="[a-z]+\nx", start=3), top_logprobs=2, seed=1
+)
+PLACES = (((1, -0.5), (2, -1.5)), ((3, -0.25), (4, -2.5)), ((5, -0.125), (6, -3.5)))
 GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (
         Hello(
@@ -61,6 +65,9 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (Verify(epoch=1, base=2, draft=(), sampling=SAMPLING, may_exit=True), "ids"),
     (Score(epoch=1, base=2, draft=(3, 4, 5)), "ids"),
     (Generate(epoch=1, base=2, max_tokens=3, stop_ids=(4,), sampling=SAMPLING), "ids"),
+    (Verify(epoch=1, base=2, draft=(3, 4, 5), sampling=BOUND), "ids"),
+    (Score(epoch=1, base=2, draft=(3, 4, 5), sampling=BOUND), "ids"),
+    (Ask(epoch=0, drafted=1, token_ids=(3, 4, 5), sampling=BOUND), "ids"),
     (Crop(epoch=1, position=2), "ids"),
     (Recut(epoch=0, position=0, cut=2, wire_format="int4"), "ids"),
     (Recut(epoch=1, position=2, cut=0, wire_format="ids"), "ids"),
@@ -108,6 +115,30 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
         "ids",
     ),
     (Token(epoch=1, position=2, token_id=3, logprob=-1.0, cloud_seconds=0.5), "ids"),
+    (
+        Token(
+            epoch=1,
+            position=2,
+            token_id=3,
+            logprob=-1.0,
+            cloud_seconds=0.5,
+            alternatives=PLACES[0],
+        ),
+        "ids",
+    ),
+    (
+        Verdict(
+            epoch=1,
+            base=2,
+            accepted=2,
+            next_token=3,
+            logprob=-1.0,
+            cloud_seconds=0.5,
+            logprobs_accepted=(-2.0, -3.0),
+            alternatives=PLACES,
+        ),
+        "ids",
+    ),
     (Finished(epoch=1, reason="stop"), "ids"),
     (Refusal(code="busy", reason="later", retry_seconds=2.0), "ids"),
 ]

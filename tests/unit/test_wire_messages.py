@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from collm.config import Sampling
+from collm.config import Constraint, Sampling
 from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire import session_pb2 as pb
@@ -43,6 +43,12 @@ HIDDEN = 8
 ROWS = np.random.default_rng(3).standard_normal((3, HIDDEN)).astype(np.float32)
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, repetition_penalty=1.0)
 WARM = Sampling(temperature=0.7, top_k=40, top_p=0.95, seed=2**64 - 1, repetition_penalty=1.1)
+BOUND = replace(
+    WARM,
+    constraint=Constraint(kind="json_schema", text='{\n\t"type": "ö"}', start=2**24),
+    top_logprobs=20,
+)
+PLACES = (((5, -0.5), (2**24, -9.0)), ((1, -0.25), (0, -2.0)), ((7, 0.0), (8, -3.5)))
 
 HELLO = Hello(
     protocol_major=1,
@@ -60,6 +66,11 @@ CLIENT: list[ClientMessage] = [
     Verify(epoch=0, base=0, draft=(), sampling=GREEDY, may_exit=True),
     Score(epoch=1, base=9, draft=(5, 6, 7)),
     Score(epoch=0, base=0, draft=()),
+    Score(epoch=0, base=0, draft=(4,), sampling=BOUND),
+    Verify(epoch=1, base=9, draft=(5,), sampling=BOUND),
+    Verify(epoch=1, base=9, draft=(5,), sampling=replace(BOUND, top_logprobs=0)),
+    Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=BOUND),
+    Ask(epoch=1, drafted=0, sampling=replace(BOUND, constraint=Constraint(kind="json_object"))),
     Generate(epoch=1, base=9, max_tokens=64, stop_ids=(2, 3), sampling=WARM),
     Crop(epoch=2, position=11),
     Recut(epoch=2, position=11, cut=5, wire_format="int4"),
@@ -107,6 +118,10 @@ CLOUD: list[CloudMessage] = [
     SCORED,
     replace(SCORED, logprobs=(), ranks=(), best_ids=(), best_logprobs=()),
     TOKEN,
+    replace(VERDICT, alternatives=PLACES),
+    replace(VERDICT, accepted=0, logprobs_accepted=(), alternatives=PLACES[:1]),
+    replace(SCORED, alternatives=PLACES),
+    replace(TOKEN, alternatives=PLACES[0]),
     Finished(epoch=1, reason="stop"),
     Pong(nonce=5),
     Refusal(code="busy", reason="all 64 sessions are taken; try again later"),

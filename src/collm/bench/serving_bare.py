@@ -19,7 +19,7 @@ from collm.errors import Unreachable
 from collm.link.base import Link
 from collm.model.artifact import Artifact
 from collm.serve.engine import Engine, EngineSettings
-from collm.serve.openai.server import run_server
+from collm.serve.openai.server import listening, run_server
 from collm.serve.openai.serving import Serving
 from collm.serve.reply import Reply
 from collm.session.answer import Answer
@@ -63,9 +63,9 @@ def _nobody() -> Link:
 def main(folder: str, tokens: str, pace: str) -> None:
     """Serve until told to end; the first line of output is the address."""
     artifact = Artifact(Path(folder))
-    with _Bare(artifact, int(tokens), float(pace)) as engine:
+    with _Bare(artifact, int(tokens), float(pace)) as engine, listening("127.0.0.1", 0) as taken:
         serving = Serving(engine=engine, name="bare", defaults=Generation(mode="cloud"))
-        run_server(serving, host="127.0.0.1", port=0, ready=lambda url: print(url, flush=True))
+        run_server(serving, taken, ready=lambda url: print(url, flush=True))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from collm.config import Constraint
 from collm.errors import PlacementError, UsageError
+from collm.limits import DEFAULT_LIMITS
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ThreadsOption = Annotated[
@@ -78,6 +80,18 @@ TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")]
 TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest up to this sum.")]
 RepetitionOption = Annotated[float, typer.Option(help="1 is off.")]
+JsonSchemaOption = Annotated[
+    str,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE|TEXT",
+        help="The answer is JSON that obeys this schema ({} allows any), unless --max-tokens cuts "
+        "it off.",
+    ),
+]
+TopLogprobsOption = Annotated[
+    int, typer.Option(help="With --json: so many of the likeliest tokens beside each, 0 to 20.")
+]
 LogOption = Annotated[str, typer.Option(help="Log as text, or as a JSON object a line.")]
 TlsCertOption = Annotated[
     Path | None, typer.Option(help="PEM certificate of this server, for TLS.")
@@ -131,6 +145,23 @@ def byte_count(option: str, text: str) -> int:
         raise UsageError(f"{option} {text[:40]!r}: expected a size such as 512mb or 4gb")
     units = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
     return int(match[1]) * units[match[2]]
+
+
+def json_schema(given: str) -> Constraint | None:
+    """The constraint of --json-schema: a file's text, or what begins with a brace itself."""
+    if not given:
+        return None
+    text = given
+    if not given.lstrip().startswith("{"):
+        try:
+            with open(given, encoding="utf-8") as file:
+                text = file.read(DEFAULT_LIMITS.max_constraint_bytes + 1)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UsageError(
+                f"--json-schema {given[:80]!r}: {reason}; expected a file, or a schema: {{…}}"
+            ) from None
+    return Constraint(kind="json_schema", text=text)
 
 
 def thread_count(threads: int, processes: int = 1) -> int:

@@ -25,6 +25,7 @@ from collm.cli.options import (
     DraftOption,
     ExitsOption,
     JsonOption,
+    JsonSchemaOption,
     LookupOption,
     MetricsOption,
     PlacementOption,
@@ -34,8 +35,10 @@ from collm.cli.options import (
     ThreadsOption,
     ThresholdOption,
     TopKOption,
+    TopLogprobsOption,
     TopPOption,
     WireOption,
+    json_schema,
     layer_count,
     numbers,
     thread_count,
@@ -155,6 +158,8 @@ def run_command(
     top_p: TopPOption = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     repetition_penalty: RepetitionOption = 1.0,
+    schema: JsonSchemaOption = "",
+    top_logprobs: TopLogprobsOption = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string (repeatable).")
     ] = None,
@@ -193,6 +198,8 @@ def run_command(
             top_p=top_p,
             seed=seed,
             repetition_penalty=repetition_penalty,
+            constraint=json_schema(schema),
+            top_logprobs=top_logprobs,
         ),
     )
     if (prompt is None) == (prompts is None):
@@ -273,6 +280,8 @@ def account_json(account: Account, edge: Edge, model_bytes: int) -> dict[str, An
                 "confidence": t.confidence,
                 "by": t.by,
                 "provisional": t.provisional,
+                "logprob": t.logprob,
+                "alternatives": t.alternatives,
             }
             for t in account.tokens
         ],

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from collm.errors import UsageError
-from collm.link.address import is_loopback, parse_address
 from collm.link.credentials import ClientSecurity
+from collm.link.credentials import check_token_stays_secret as check_token_stays_secret
 
 CaOption = Annotated[
     Path | None, typer.Option(help="PEM: the authority of the cloud's certificate; uses TLS.")
@@ -43,24 +42,3 @@ def client_security(
         if len(token.split()) != 1:
             raise UsageError(f"{token_file}: expected one token and nothing else")
     return ClientSecurity(ca=ca, certificate=cert, key=key, token=token.strip())
-
-
-def check_token_stays_secret(
-    addresses: Sequence[str], security: ClientSecurity, *, cloud: str = "--cloud", ca: str = "--ca"
-) -> None:
-    """Refuse to send a token in the clear to another machine. Raises UsageError.
-
-    cloud, ca: the options that said whom to call, and what to trust.
-    """
-    if not security.token or security.ca is not None:
-        return
-    for address in addresses:
-        try:
-            host, _ = parse_address(address)
-        except ValueError:
-            continue  # told when it is dialled
-        if not is_loopback(host):
-            raise UsageError(
-                f"{cloud} {address}: the token would travel unencrypted; add {ca}, the authority "
-                "of the cloud's certificate"
-            )

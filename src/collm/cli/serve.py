@@ -57,9 +57,9 @@ from collm.serve.engine import Engine, EngineSettings
 from collm.serve.logs import logs
 from collm.serve.openai.guard import allowed_hosts
 from collm.serve.openai.page import FOLDER
-from collm.serve.openai.server import run_server
+from collm.serve.openai.server import listening, run_server
 from collm.serve.openai.serving import Serving
-from collm.session.placed import default_placement
+from collm.session.placed import default_placement, exits_in_use
 
 _CONTEXT = 1024
 """Positions of prompt and answer that a plan leaves room for."""
@@ -181,6 +181,7 @@ def serve_command(
     cores = thread_count(threads, processes=2 if cloud == "spawn" and mode != "cloud" else 1)
     with ExitStack() as stack:
         stack.enter_context(logs(log))
+        taken = stack.enter_context(listening(where, port))  # before the weights are loaded
         linked = stack.enter_context(cloud_link(opened.folder, cloud, cores, security, route))
         if placement == "auto":
             asked = Asked(
@@ -230,7 +231,7 @@ def serve_command(
             share = f"layers 0 to {layers} of " if is_part else ""
             print(f"serving {share}{serving.name} on {url} (API: {url}/v1)", flush=True)
 
-        run_server(serving, host=where, port=port, ready=ready, security=server)
+        run_server(serving, taken, ready=ready, security=server)
 
 
 def _opened(
@@ -253,7 +254,9 @@ def _opened(
     opened = open_artifact(text, mode or "verified", layers, exits, cloud, security)
     placed = default_placement(opened.manifest) if layers is None else layers
     is_alone = cloud is None and placed < opened.architecture.layers
-    return opened, placed, mode or ("standalone" if is_alone else "verified")
+    chosen = mode or ("standalone" if is_alone else "verified")
+    exits_in_use(opened.manifest, chosen, placed, exits)  # or what is wrong with it
+    return opened, placed, chosen
 
 
 def _bracketed(host: str) -> str:

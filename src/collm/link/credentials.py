@@ -19,12 +19,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
 from collm.errors import UsageError
+from collm.link.address import is_loopback, parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,27 @@ class ClientSecurity:
             raise UsageError("--cert needs --ca, the authority that signed the cloud's certificate")
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise UsageError("the token has characters that cannot be sent; expected ASCII")
+
+
+def check_token_stays_secret(
+    addresses: Sequence[str], security: ClientSecurity, *, cloud: str = "--cloud", ca: str = "--ca"
+) -> None:
+    """Refuse to send a token in the clear to another machine. Raises UsageError.
+
+    cloud, ca: the options that said whom to call, and what to trust.
+    """
+    if not security.token or security.ca is not None:
+        return
+    for address in addresses:
+        try:
+            host, _ = parse_address(address)
+        except ValueError:
+            continue  # told when it is dialled
+        if not is_loopback(host):
+            raise UsageError(
+                f"{cloud} {address}: the token would travel unencrypted; add {ca}, the authority "
+                "of the cloud's certificate"
+            )
 
 
 def read_pem(path: Path) -> bytes:

@@ -20,6 +20,8 @@ class Reading:
     runner_up_confidence: float = 0.0
     entropy: float = math.nan
     """Of the source's calibrated distribution, in nats; NaN where there is none (a lookup)."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens of that distribution with their log-probabilities, where asked for."""
 
     @property
     def margin(self) -> float:

@@ -8,7 +8,8 @@ when the full model would have chosen it (Gumbel 1954; Maddison et al. 2014, "A*
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,62 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+Bool = npt.NDArray[np.bool_]
+Alternatives: TypeAlias = tuple[tuple[int, float], ...]
+"""Token ids and log-probabilities, the likeliest first."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _NUCLEUS_GUESS = 512
 _GUMBEL_GUESS = 64
+
+
+class Allows(Protocol):
+    """A constraint, as a function of the text."""
+
+    def allowed(self, ids: Sequence[int]) -> Bool:
+        """Which tokens may follow `ids`, prompt included: bool [vocabulary], at least one true."""
+        ...
+
+
+class Made(NamedTuple):
+    """A token, and what the distribution that it was chosen from says of it."""
+
+    token: int
+    logprob: float
+    alternatives: Alternatives = ()
+
+
+def make(
+    logits: F32, sampling: Sampling, position: int, seen: Collection[int], allowed: Bool | None
+) -> Made:
+    """The token for `position` among those allowed, and what is to be told of it.
+
+    Log-probabilities are the model's own: at temperature 1, before the penalty and the constraint.
+    """
+    token = choose(only(logits, allowed), sampling, position, seen)
+    return Made(token, log_probability(logits, token), likeliest(logits, sampling.top_logprobs))
+
+
+def only(logits: F32, allowed: Bool | None) -> F32:
+    """Logits of the allowed tokens, −inf for all others. None: as they are."""
+    return logits if allowed is None else np.where(allowed, logits, np.float32(-np.inf))
+
+
+def likeliest(logits: F32, count: int) -> Alternatives:
+    """The `count` likeliest tokens that are possible at all; equally likely ones by token id.
+
+    Log-probabilities as of `log_probability`, rounded to float32: so they travel.
+    """
+    if not count:
+        return ()
+    least = np.partition(logits, -count)[-count] if count < len(logits) else logits.min()
+    some = np.flatnonzero((logits >= least) & (logits > -np.inf))
+    order = some[np.argsort(-logits[some], kind="stable")][:count]
+    peak = logits.max()
+    told = (logits[order] - peak - np.log(np.exp(logits - peak).sum())).astype(np.float32)
+    return tuple(zip(order.tolist(), told.tolist(), strict=True))
 
 
 def choose(logits: F32, sampling: Sampling, position: int, seen: Collection[int]) -> int:

@@ -24,6 +24,7 @@ class Reply:
         self._error: BaseException | None = None
         self._is_over = False
         self._is_cancelled = False
+        self._is_complete = False
         self._news = threading.Condition()
         self._wake: Callable[[], object] | None = None
 
@@ -36,6 +37,11 @@ class Reply:
     def is_cancelled(self) -> bool:
         """Whether it was broken off by whoever reads it."""
         return self._is_cancelled
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was made to its end; reading it to the end counts as a cancel, too."""
+        return self._is_complete
 
     def cancel(self) -> None:
         """Break it off: no more pieces come. Idempotent."""
@@ -50,6 +56,7 @@ class Reply:
             while not self.is_cancelled:
                 piece = next(pieces, None)
                 if piece is None:
+                    self._is_complete = True
                     break
                 with self._news:
                     self._pieces.append(piece)

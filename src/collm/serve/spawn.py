@@ -20,6 +20,8 @@ from collm.errors import LinkError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.shapes import LinkShape
 
+_ANYWHERE = "127.0.0.1:0"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spawned:
@@ -33,15 +35,21 @@ class Spawned:
 
 @contextmanager
 def spawned_cloud(
-    folder: Path, *, threads: int, limits: Limits, arguments: Sequence[str] = ()
+    folder: Path,
+    *,
+    threads: int,
+    limits: Limits,
+    arguments: Sequence[str] = (),
+    listen: str = _ANYWHERE,
 ) -> Iterator[Spawned]:
     """A fresh cloud process for the artifact `folder`, ended on leaving.
 
-    It listens on a free loopback port, and also ends when this process dies. arguments: more of
-    `collm cloud`'s. Raises LinkError when it does not come up within `limits.spawn_seconds`.
+    It listens on a free loopback port unless told where, and also ends when this process dies.
+    arguments: more of `collm cloud`'s. Raises LinkError when it does not come up within
+    `limits.spawn_seconds`.
     """
     words = ["cloud", str(folder), "--threads", str(threads), *arguments]
-    with _spawned(words, limits, "cloud") as spawned:
+    with _spawned(words, limits, "cloud", listen) as spawned:
         yield spawned
 
 
@@ -91,9 +99,11 @@ def spawned_python(
 
 
 @contextmanager
-def _spawned(words: Sequence[str], limits: Limits, name: str) -> Iterator[Spawned]:
-    """`collm WORDS --listen 127.0.0.1:0 --spawned`, which says its address in a line."""
-    command = [sys.executable, "-m", "collm", *words, "--listen", "127.0.0.1:0", "--spawned"]
+def _spawned(
+    words: Sequence[str], limits: Limits, name: str, listen: str = _ANYWHERE
+) -> Iterator[Spawned]:
+    """`collm WORDS --listen … --spawned`, which says its address in a line."""
+    command = [sys.executable, "-m", "collm", *words, "--listen", listen, "--spawned"]
     with _process(command, limits, name) as (process, address):
         yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
 

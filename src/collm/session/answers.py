@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.session.standing import Question
-from collm.wire.messages import Scored, Verdict
+from collm.wire.messages import Alternatives, Scored, Verdict
 
 
 def check_token(token_id: int, vocabulary: int) -> None:
@@ -25,14 +28,34 @@ def check_verdict(verdict: Verdict, question: Question, vocabulary: int) -> None
             f"exit {verdict.exit_cut} answers a question that only the full model may answer"
         )
     check_token(verdict.next_token, vocabulary)
+    check_alternatives(verdict.alternatives, question.sampling, vocabulary)
     if question.void and verdict.accepted:
         raise ProtocolError("the cloud accepts a token that it had refused")
 
 
-def check_scored(scored: Scored, asked: tuple[int, int], drafted: int, vocabulary: int) -> None:
+def check_alternatives(
+    places: Sequence[Alternatives], sampling: Sampling | None, vocabulary: int
+) -> None:
+    """Raises ProtocolError for tokens beside the chosen ones that were not asked for."""
+    wanted = sampling.top_logprobs if sampling is not None else 0
+    for place in places:
+        if len(place) > wanted:
+            raise ProtocolError(f"the cloud tells {len(place)} alternatives, {wanted} were wanted")
+        for token_id, _ in place:
+            check_token(token_id, vocabulary)
+
+
+def check_scored(
+    scored: Scored,
+    asked: tuple[int, int],
+    drafted: int,
+    sampling: Sampling | None,
+    vocabulary: int,
+) -> None:
     """asked: epoch and base of the Score, which had `drafted` tokens. Raises ProtocolError."""
     if (scored.epoch, scored.base) != asked or len(scored.ranks) != drafted:
         raise ProtocolError("the cloud's scores are not about this draft")
     check_token(max((*scored.best_ids, scored.next_token)), vocabulary)
+    check_alternatives(scored.alternatives, sampling, vocabulary)
     if max(scored.ranks, default=1) > vocabulary:
         raise ProtocolError(f"a rank of {max(scored.ranks)} among {vocabulary} tokens")

@@ -33,6 +33,7 @@ from collm.session.standing import Question, Standing
 from collm.wire.encoding import encode
 from collm.wire.handshake import hello_of
 from collm.wire.messages import (
+    CONSTRAINT_MINOR,
     CloudMessage,
     Crop,
     Scored,
@@ -253,6 +254,7 @@ class Asking(Closing):
     ) -> None:
         if len(self._at.questions) >= self._limits.max_questions:
             raise LinkTimeout(f"the cloud has left {len(self._at.questions)} questions unanswered")
+        self._require(sampling)
         base = self.sent - len(draft) - 1
         question = Question(
             epoch=self._at.epoch,
@@ -271,6 +273,11 @@ class Asking(Closing):
         frame = question.frame(self._at.epoch, ids, knows_sampling=knows_sampling)
         self.connection.send(frame)
         self._count(len(draft) + 1)
+
+    def _require(self, sampling: Sampling) -> None:
+        """Raises Refused where the cloud is too old to keep to it."""
+        if sampling.constraint is not None or sampling.top_logprobs:
+            self.connection.require(CONSTRAINT_MINOR)
 
     def _next_verdict(
         self, timeout: float | None, *, while_up: bool = False

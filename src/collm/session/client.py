@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from collm.config import Sampling
 from collm.errors import ProtocolError
-from collm.session.answers import check_scored, check_token
+from collm.session.answers import check_alternatives, check_scored, check_token
 from collm.session.asking import Asking
 from collm.wire.encoding import encode
 from collm.wire.messages import (
@@ -77,22 +77,32 @@ class CloudClient(Asking):
         self._ask(tuple(draft), sampling)
         return self.collect(timeout)
 
-    def score(self, draft: Sequence[int], *, while_up: bool = False) -> Scored:
+    def score(
+        self, draft: Sequence[int], sampling: Sampling | None = None, *, while_up: bool = False
+    ) -> Scored:
         """The full model's view of the last len(draft) appended positions; crops nothing.
 
+        sampling: of it the constraint and the number of alternatives count.
         Waits for at most `limits.verdict_seconds`; the session is of no use after a LinkTimeout.
         while_up: raises CloudAway while there is no link; ask again then.
         """
         self._check_settled()
         base = self.sent - len(draft) - 1
-        frame = encode(Score(epoch=self._at.epoch, base=base, draft=tuple(draft)))
+        if sampling is not None and not sampling.constraint and not sampling.top_logprobs:
+            sampling = None
+        if sampling is not None:
+            self._require(sampling)
+        frame = encode(
+            Score(epoch=self._at.epoch, base=base, draft=tuple(draft), sampling=sampling)
+        )
         self._tell()
         with self._requesting(lambda: frame):
             self._catch_up()
             scored = self._expect(Scored, while_up=while_up)
         self._count(len(draft) + 1)
         self._at.keep = base
-        check_scored(scored, (self._at.epoch, base), len(draft), self._vocabulary)
+        asked = (self._at.epoch, base)
+        check_scored(scored, asked, len(draft), sampling, self._vocabulary)
         return scored
 
     def generate(
@@ -100,6 +110,7 @@ class CloudClient(Asking):
     ) -> Iterator[Token]:
         """Let the cloud go on alone; yields tokens as they arrive, the stop token too."""
         self._check_settled()
+        self._require(sampling)
         base, made = self.sent, list[int]()
 
         def frame() -> bytes:
@@ -135,6 +146,7 @@ class CloudClient(Asking):
                         f"{base + len(made)}"
                     )
                 check_token(reply.token_id, self._vocabulary)
+                check_alternatives((reply.alternatives,), sampling, self._vocabulary)
                 # The first token comes from what was pending, each other one from the one before
                 # it; what a cloud drafted by itself in vain it ran as well.
                 self.rows_run += reply.rejected + (1 if made else pending)

@@ -25,6 +25,7 @@ from collm.link.clock import REAL_CLOCK, Clock
 from collm.session.redial import DAMAGED, PASSING, Redial, choices, greet, refused
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import (
+    PROTOCOL_MAJOR,
     Attach,
     Attached,
     Bye,
@@ -90,6 +91,9 @@ class Connection:
         """Seconds from the first Hello to its Welcome: a round trip to an idle cloud."""
         self.cuts: frozenset[int] = frozenset()
         """Layers that rows may come from, as the cloud says; empty: it does not."""
+        self._minor: int | None = None
+        """What the last cloud speaks; None: there was none yet."""
+        self._least_minor = 0
         self._pushed: list[CloudMessage] = []
         self.reconnects = 0
         """Links that followed the first."""
@@ -180,6 +184,19 @@ class Connection:
         """It answers something else: the next `receive` returns it."""
         self._pushed.append(message)
 
+    def require(self, minor: int) -> None:
+        """From here on a cloud has to speak this minor version, or it would not do as asked.
+
+        Raises Refused where it does not; so does `receive` where a later one does not.
+        """
+        self._least_minor = max(self._least_minor, minor)
+        if self._minor is not None and self._minor < self._least_minor:
+            raise Refused(
+                "version",
+                f"the cloud speaks protocol {PROTOCOL_MAJOR}.{self._minor}, what is asked of it "
+                f"needs {PROTOCOL_MAJOR}.{self._least_minor}; update the cloud",
+            )
+
     def close(self) -> None:
         """Say goodbye and end the link. Idempotent."""
         self._dial = None
@@ -201,7 +218,8 @@ class Connection:
             greeted_at = self._clock.now()
             try:
                 welcome = greet(link, self._hello, self._limits)
-                self._session_id, self.cuts = welcome.session_id, frozenset(welcome.cuts)
+                self._session_id = welcome.session_id
+                self._met(welcome)
                 self._link, self.greeted_in = link, self._clock.now() - greeted_at
                 return
             except LinkError as error:
@@ -217,8 +235,13 @@ class Connection:
                     self._begin_without(dial, link)
                     return
                 self._link, welcome = self._first_link(dial, link, error)
-                self._session_id, self.cuts = welcome.session_id, frozenset(welcome.cuts)
+                self._session_id = welcome.session_id
+                self._met(welcome)
                 return
+
+    def _met(self, welcome: Welcome) -> None:
+        self.cuts, self._minor = frozenset(welcome.cuts), welcome.protocol_minor
+        self.require(self._least_minor)
 
     def _first_link(
         self, dial: Callable[[], Link], broken: Link, error: LinkError
@@ -277,7 +300,7 @@ class Connection:
         self._redial = None
         self._given_up_at += self._clock.now() - redial.found_at  # it was there, and not needed
         self._link, welcome = found
-        self.cuts = frozenset(welcome.cuts)
+        self._met(welcome)
         if self._session_id:
             self.reconnects += 1
             metrics.RECONNECTS.inc()

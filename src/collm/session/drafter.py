@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from collm.config import Sampling
 from collm.policy.coherence import CoherenceTracker
 from collm.policy.lookup import PromptLookup
 from collm.policy.observation import Criterion, Decision, Observation, Reading
-from collm.policy.sampling import choose
+from collm.policy.sampling import Allows, Bool, choose, likeliest, only
 from collm.runtime.stage import StageSession
 from collm.session.costs import Costs
 from collm.session.oracle import ORACLE, OracleReading
@@ -39,6 +39,8 @@ class Drafter:
     A shallow exit that is taken spares the deeper layers. `write` and `crop` keep the text so
     far in step; `learn` says what the full model chose where guesses were made. An oracle, told
     a position of the answer, is heard instead of lookup, exits and criterion.
+    allows: the answer's constraint, which exits and lookup keep to; their confidences are then
+    among the tokens allowed. alternatives: so many of an exit's likeliest tokens are told.
     """
 
     def __init__(
@@ -52,11 +54,16 @@ class Drafter:
         costs: Costs,
         lookup: PromptLookup | None = None,
         oracle: Callable[[int], int | None] | None = None,
+        allows: Allows | None = None,
+        alternatives: int = 0,
     ) -> None:
         self._session = session
         self._cuts = tuple(cuts)
         self.criterion = criterion
-        self._greedy = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
+        is_plain = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
+        self._greedy = is_plain and allows is None
+        self._allows = allows
+        self._alternatives = alternatives
         self._sampling = sampling
         self._costs = costs
         self._lookup = lookup
@@ -98,6 +105,8 @@ class Drafter:
         if self._oracle is not None:
             return Guess(None, self._foretold(self._oracle(len(ids) - self._prompt), ids))
         looked_up = self._lookup.propose() if self._lookup is not None else None
+        if looked_up is not None and self._allows is not None:
+            looked_up = looked_up if self._allows.allowed(ids)[looked_up.token_id] else None
         seen: Observation | None = None
         if looked_up is not None:
             seen = Observation((looked_up,), self.tracker.read())
@@ -164,11 +173,35 @@ class Drafter:
                 cut, made.token_id, made.confidence, made.runner_up_confidence, made.entropy
             )
         else:
-            # The same noise as the cloud's: the draft is right when the distributions agree enough.
-            logits = self._session.exit_logits(cut)
-            reading = _reading(cut, logits, choose(logits, self._sampling, len(ids), ids))
+            reading = self._read(cut, ids)
+        if self._alternatives:
+            told = likeliest(self._session.exit_logits(cut), self._alternatives)
+            reading = replace(reading, alternatives=told)
         self._costs.exit_took(cut, time.perf_counter() - started, rows)
         return reading
+
+    def _read(self, cut: int, ids: Sequence[int]) -> Reading:
+        """What the exit says by the cloud's rules: a draft is right when the distributions agree
+
+        enough, as the noise is the same and what the constraint allows is too.
+        """
+        logits = self._session.exit_logits(cut)
+        if self._allows is not None:
+            allowed = self._allows.allowed(ids)
+            logits = only(logits, allowed)
+            if logits.max() == -np.inf:
+                return _at_a_loss(cut, allowed)
+        return _reading(cut, logits, choose(logits, self._sampling, len(ids), ids))
+
+
+def _at_a_loss(cut: int, allowed: Bool) -> Reading:
+    """Where the exit knows none of the tokens allowed: sure if there is but one, else not at all.
+
+    Tokens with low ids are the common ones, if one has to be named.
+    """
+    count = int(np.count_nonzero(allowed))
+    confidence = 1.0 if count == 1 else 0.0
+    return Reading(cut, int(allowed.argmax()), confidence, 0.0, math.log(count))
 
 
 def _reading(cut: int, logits: F32, token_id: int) -> Reading:

@@ -26,6 +26,7 @@ from collm.model.artifact import Artifact, check_placement
 from collm.policy.coherence import sentence_boundary
 from collm.policy.criteria import Deadline
 from collm.policy.observation import Criterion
+from collm.runtime.constraints import check_constraint
 from collm.runtime.draft_stage import DraftStage
 from collm.runtime.stage import Stage
 from collm.session import modes
@@ -172,7 +173,8 @@ class Edge(Closing):
         oracle: Oracle | None = None,
         steer: Steer | None = None,
     ) -> Answer:
-        """Start an answer; iterate over it. Raises PromptError for prompts that do not fit.
+        """Start an answer; iterate over it. Raises PromptError for prompts that do not fit
+        and constraints that cannot be kept to.
 
         oracle: drafts in the exits' place, in mode verified; for measurements. steer: may change
         cut, wire format and drafting at every verify boundary, in mode verified.
@@ -190,6 +192,8 @@ class Edge(Closing):
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is {context}; "
                 "shorten the prompt"
             )
+        if self.stage is None:  # whoever has one keeps to the constraint, and so checks it
+            check_constraint(self.artifact, generation.sampling.constraint, self._limits)
         foretell = None
         if oracle is not None:
             self._check_oracle(oracle, generation)

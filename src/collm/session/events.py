@@ -22,6 +22,12 @@ class EmittedToken:
     """What let it pass: a criterion's name, such as `confidence:0.6`, or the full model."""
     provisional: bool = False
     """Whether it still has to be verified: there was no cloud to do it."""
+    logprob: float | None = None
+    """Its log-probability: the full model's where that one chose or judged it (at temperature 1,
+    before penalty and constraint), else that of the exit's confidence. None: of a preview."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens in its place and their log-probabilities, of the same distribution;
+    empty where they were not asked for, or nobody could tell (drafts that no cloud has seen)."""
 
 
 @dataclass(frozen=True, slots=True)

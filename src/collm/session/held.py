@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from collm.config import Sampling
 from collm.errors import ProtocolError, Refused
 from collm.limits import Limits
-from collm.policy.sampling import log_probability
+from collm.policy.sampling import Alternatives, Made
 from collm.runtime.stage import Stage, StageSession
-from collm.session.self_draft import SelfDraft, generate, judge
+from collm.session.constrained import Constrained
+from collm.session.judging import Chosen, Scores, judge
+from collm.session.self_draft import SelfDraft, generate
 from collm.wire.codec import WIRE_FORMATS
 from collm.wire.messages import (
     Append,
@@ -74,6 +72,7 @@ class HeldSession:
         self._session = stage.open(hello.cut)
         self._ids: list[int] = []
         self._epoch = 0
+        self._constrained = Constrained(stage.artifact, limits)
         self._sampling: Sampling | None = None
         """Of the last question."""
         self._judged = 0
@@ -137,13 +136,16 @@ class HeldSession:
                 return  # sent before the client could know that an earlier verdict cropped the text
             self._check_draft(session, message)
             self._sampling = message.sampling
+            yield from self._prepare(message.sampling)
             seconds = yield from self._run(session, message.base)
             yield from self._verify(session, message, seconds)
         elif isinstance(message, Score):
             self._check_draft(session, message)
+            yield from self._prepare(message.sampling)
             seconds = yield from self._run(session, message.base)
             yield from self._score(session, message, seconds)
         elif isinstance(message, Generate):
+            yield from self._prepare(message.sampling)
             yield from self._generate(session, message)
         elif isinstance(message, Recut):
             yield from self._recut(session, message)
@@ -167,11 +169,16 @@ class HeldSession:
         self.cut, self.wire_format = self.began_as
         self._session = self._stage.open(self.cut)
         self._ids, self._judged, self._next, self._has_drafted = [], 0, None, False
+        self._constrained.forget()
         self.is_dropped = True
 
     def close(self) -> None:
         """Give the memory back, for good."""
         self._session.close()
+
+    def _prepare(self, sampling: Sampling | None) -> Iterator[None]:
+        """Have ready what is needed to keep to the question's constraint."""
+        return self._constrained.prepare(sampling)
 
     def _spelt_out(self, session: StageSession, message: Ask) -> Verify:
         """Take in the ids it brings."""
@@ -269,65 +276,63 @@ class HeldSession:
         started = time.perf_counter() - seconds
         position = message.base + 1
         made = self._judge(session, message, position)
-        accepted, (token, logprob) = len(made) - 1, made[-1]
+        accepted, chosen = len(made) - 1, made[-1]
         if accepted < len(message.draft):
             self._crop(session, position + accepted, self._epoch + 1)
-        self._next = Chosen(position + accepted, message.sampling, token, logprob)
+        self._next = Chosen(position + accepted, message.sampling, chosen)
         yield Verdict(
             epoch=message.epoch,
             base=message.base,
             accepted=accepted,
-            next_token=token,
-            logprob=logprob,
+            next_token=chosen.token,
+            logprob=chosen.logprob,
             cloud_seconds=time.perf_counter() - started,
-            logprobs_accepted=tuple(logprob for _, logprob in made[:-1]),
+            logprobs_accepted=tuple(one.logprob for one in made[:-1]),
+            alternatives=_alternatives(made, message.sampling),
         )
 
-    def _judge(
-        self, session: StageSession, message: Verify, position: int
-    ) -> list[tuple[int, float]]:
+    def _judge(self, session: StageSession, message: Verify, position: int) -> list[Made]:
         """As `judge`. A draft that goes on from the last verdict begins with a guess at its token:
 
         that one is known, and where the guess is wrong nothing has to be run.
         """
-        seen, chosen = set(self._ids[:position]), self._next
-        if chosen is None or (chosen.position, chosen.sampling) != (position, message.sampling):
+        seen, known, sampling = set(self._ids[:position]), self._next, message.sampling
+        masks = self._constrained.masks(sampling)
+        if known is None or (known.position, known.sampling) != (position, sampling):
             logits = session.logits(message.base)
-            return judge(logits, message.draft, message.sampling, position, seen)
-        made = [(chosen.token, chosen.logprob)]
-        if message.draft and message.draft[0] == chosen.token:
-            seen.add(chosen.token)
+            return judge(logits, message.draft, sampling, position, seen, self._ids, masks)
+        made = [known.made]
+        if message.draft and message.draft[0] == known.made.token:
+            seen.add(known.made.token)
             logits, draft = session.logits(position), message.draft[1:]
-            made += judge(logits, draft, message.sampling, position + 1, seen)
+            made += judge(logits, draft, sampling, position + 1, seen, self._ids, masks)
         return made
 
     def _score(self, session: StageSession, message: Score, seconds: float) -> Replies:
         """As `_verify`."""
         started = time.perf_counter() - seconds
-        logprobs, ranks, best_ids, best_logprobs = [], [], [], []
+        sampling, text = message.sampling or Sampling(), self._ids[: message.base + 1]
+        scores = Scores(
+            allows=self._constrained.masks(sampling), top_logprobs=sampling.top_logprobs, text=text
+        )
         hidden_states = session.hidden_at(self._stage.layers.stop, message.base)
         most = self._limits.prefill_rows  # logits are large: never all of a long draft's at once
         for start in range(0, len(hidden_states), most):
             logits = self._stage.logits(hidden_states[start : start + most], exact=session.exact)
             for row, drafted in zip(logits, (*message.draft[start:], None), strict=False):
-                best = int(row.argmax())
-                best_ids.append(best)
-                best_logprobs.append(log_probability(row, best))
-                if drafted is not None:
-                    is_best = drafted == best
-                    logprob = best_logprobs[-1] if is_best else log_probability(row, drafted)
-                    logprobs.append(logprob)
-                    ranks.append(_rank(row, drafted))
+                scores.add(row, drafted)
+        following = scores.best.pop()
         yield Scored(
             epoch=message.epoch,
             base=message.base,
-            logprobs=tuple(logprobs),
-            ranks=tuple(ranks),
-            best_ids=tuple(best_ids[:-1]),
-            best_logprobs=tuple(best_logprobs[:-1]),
-            next_token=best_ids[-1],
-            next_logprob=best_logprobs[-1],
+            logprobs=tuple(scores.logprobs),
+            ranks=tuple(scores.ranks),
+            best_ids=tuple(one.token for one in scores.best),
+            best_logprobs=tuple(one.logprob for one in scores.best),
+            next_token=following.token,
+            next_logprob=following.logprob,
             cloud_seconds=time.perf_counter() - started,
+            alternatives=_alternatives([*scores.best, following], sampling),
         )
 
     def _generate(self, session: StageSession, message: Generate) -> Replies:
@@ -338,7 +343,8 @@ class HeldSession:
         self._has_drafted = how is not None or self._has_drafted
         self._take(session.position - 1)
         seconds = yield from self._run(session, session.position - 1)
-        for reply in generate(session, self._ids, message, how, seconds):
+        masks = self._constrained.masks(message.sampling)
+        for reply in generate(session, self._ids, message, how, seconds, masks):
             self._take(session.position - 1)
             yield reply
 
@@ -373,18 +379,5 @@ class HeldSession:
         self._epoch = epoch
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The full model's token at a position."""
-
-    position: int
-    sampling: Sampling
-    token: int
-    logprob: float
-
-
-def _rank(logits: npt.NDArray[np.float32], token: int) -> int:
-    """1 + tokens that are likelier, or as likely with a lower id: argmax has rank 1."""
-    value = logits[token]
-    before = np.count_nonzero(logits > value) + np.count_nonzero(logits[:token] == value)
-    return 1 + int(before)
+def _alternatives(made: Sequence[Made], sampling: Sampling) -> tuple[Alternatives, ...]:
+    return tuple(one.alternatives for one in made) if sampling.top_logprobs else ()

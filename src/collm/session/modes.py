@@ -15,7 +15,7 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from collm.policy.observation import Decision
-from collm.policy.sampling import choose, log_probability
+from collm.policy.sampling import make
 from collm.runtime.stage import Stage, StageSession
 from collm.session.client import CloudClient
 from collm.session.drafter import Guess
@@ -50,7 +50,14 @@ def the_rest(run: Run, client: CloudClient, most: int) -> Generator[EmittedToken
         run.ids.append(token.token_id)
         if token.token_id in run.stop_ids:
             deque(coming, maxlen=0)  # the end of the request, so that the session can go on
-        yield run.emit(token.token_id, "cloud", math.exp(token.logprob), FULL_MODEL)
+        yield run.emit(
+            token.token_id,
+            "cloud",
+            math.exp(token.logprob),
+            FULL_MODEL,
+            logprob=token.logprob,
+            alternatives=token.alternatives,
+        )
 
 
 def standalone(run: Run) -> Tokens:
@@ -68,8 +75,7 @@ def standalone(run: Run) -> Tokens:
             with run.at_edge():
                 guess = drafter.guess(run.ids)
                 if stage.is_last and guess.decision is None:
-                    token_id, probability = _full_depth(run, session)
-                    token = run.emit(token_id, "edge", probability, FULL_MODEL)
+                    token = _full_depth(run, session)
                 else:
                     made = answer_of(guess)
                     token = run.emit_reading(made.reading, made.by)
@@ -109,11 +115,10 @@ def whole(run: Run) -> Tokens:
         run.prefill(session, stage.layers.stop)
         while run.remaining > 0:
             with run.at_edge():
-                token_id, probability = _full_depth(run, session)
-                run.ids.append(token_id)
-                token = run.emit(token_id, "edge", probability, FULL_MODEL)
+                token = _full_depth(run, session)
+                run.ids.append(token.token_id)
                 if run.remaining > 0:
-                    session.append_ids([token_id])
+                    session.append_ids([token.token_id])
             yield token
 
 
@@ -136,7 +141,15 @@ def exits_before_the_end(run: Run) -> tuple[int, ...]:
     return tuple(cut for cut in run.exits if cut < stage_of(run).architecture.layers)
 
 
-def _full_depth(run: Run, session: StageSession) -> tuple[int, float]:
+def _full_depth(run: Run, session: StageSession) -> EmittedToken:
     logits = session.logits(session.position - 1)[-1]
-    token_id = choose(logits, run.generation.sampling, len(run.ids), run.ids)
-    return token_id, math.exp(log_probability(logits, token_id))
+    allowed = run.allows.allowed(run.ids) if run.allows is not None else None
+    made = make(logits, run.generation.sampling, len(run.ids), run.ids, allowed)
+    return run.emit(
+        made.token,
+        "edge",
+        math.exp(made.logprob),
+        FULL_MODEL,
+        logprob=made.logprob,
+        alternatives=made.alternatives,
+    )

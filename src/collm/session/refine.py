@@ -28,7 +28,7 @@ from collm.session.client import CloudClient
 from collm.session.drafter import Drafter
 from collm.session.events import EmittedToken, Pass, Preview
 from collm.session.modes import FULL_MODEL, Tokens, answer_of, stage_of
-from collm.session.run import Run
+from collm.session.run import LEAST, Run
 from collm.wire.messages import Scored
 
 
@@ -39,6 +39,13 @@ class _Written:
     token: EmittedToken
     repetition: float
     logprob: float = math.nan
+
+    @property
+    def told_logprob(self) -> float:
+        """The full model's, or the exit's where no cloud has seen it."""
+        if not math.isnan(self.logprob):
+            return self.logprob
+        return math.log(max(self.token.confidence or 0.0, LEAST))
 
 
 def refine(run: Run) -> Tokens:
@@ -63,7 +70,7 @@ def refine(run: Run) -> Tokens:
             account.logprob_before, account.logprob_after = _mean(first_logprobs), _mean(logprobs)
             for one in written:
                 run.emitted += 1
-                yield one.token
+                yield replace(one.token, logprob=one.told_logprob)
         run.count(client)
 
 
@@ -100,6 +107,8 @@ class _Segment:
                 break
             for one, logprob in zip(fresh, scored.logprobs, strict=True):
                 one.logprob = logprob
+            for one, told in zip(fresh, scored.alternatives, strict=False):
+                one.token = replace(one.token, alternatives=told)
             if turn == 0:
                 first_logprobs += scored.logprobs
             fallen = first_fallen(_tokens(fresh, scored), rules) if turn < rules.passes else None
@@ -123,7 +132,11 @@ class _Segment:
             self._replace(start + fixed, replacement)
             logprob = scored.best_logprobs[fallen]
             token = EmittedToken(
-                token_id=replacement, source="cloud", confidence=math.exp(logprob), by=FULL_MODEL
+                token_id=replacement,
+                source="cloud",
+                confidence=math.exp(logprob),
+                by=FULL_MODEL,
+                alternatives=scored.alternatives[fallen] if scored.alternatives else (),
             )
             written.append(_Written(token, 0.0, logprob))
             fixed += 1
@@ -166,7 +179,8 @@ class _Segment:
         client.append(run.ids[client.sent :], rows)
         while scored is None:
             try:
-                scored = client.score(run.ids[first:], while_up=not is_shown)
+                sampling = run.generation.sampling
+                scored = client.score(run.ids[first:], sampling, while_up=not is_shown)
             except CloudAway:
                 is_shown = True
                 for index, token in enumerate(tokens, start - run.account.prompt_tokens):

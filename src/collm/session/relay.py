@@ -26,15 +26,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
 
+from collm.config import Sampling
 from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused
 from collm.limits import Limits
+from collm.policy.sampling import Made
 from collm.runtime.stage import Stage, StageSession
 from collm.session.above import Above
 from collm.session.aside import aside
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudService
 from collm.session.drafter import Guess
-from collm.session.held import Chosen, HeldSession, Replies, Said
+from collm.session.held import HeldSession, Replies, Said
+from collm.session.judging import Chosen
+from collm.session.run import LEAST
 from collm.session.server_exits import ServerExits, SessionExits
 from collm.session.turnstile import Turnstile
 from collm.wire.messages import (
@@ -152,6 +156,10 @@ class RelaySession(HeldSession):
         if self.cut != before:
             self._exits = None
 
+    def _prepare(self, sampling: Sampling | None) -> Iterator[None]:
+        """Only exits here have to keep to it; the cloud above sees to itself."""
+        return super()._prepare(sampling if self._exits is not None else None)
+
     def _settle(self, session: StageSession) -> None:
         with self._computing:
             super()._settle(session)
@@ -171,10 +179,11 @@ class RelaySession(HeldSession):
                 base=message.base,
                 accepted=0,
                 next_token=made.token_id,
-                logprob=math.log(max(made.confidence, _LEAST)),
+                logprob=math.log(max(made.confidence, LEAST)),
                 cloud_seconds=time.perf_counter() - started,
                 logprobs_accepted=(),
                 exit_cut=made.cut,
+                alternatives=(made.alternatives,) if made.alternatives else (),
             )
             return
         with self._asking():
@@ -189,8 +198,9 @@ class RelaySession(HeldSession):
         if verdict.accepted < len(message.draft):
             self._crop(session, position, self._epoch + 1)
         if not verdict.exit_cut:
-            token, logprob = verdict.next_token, verdict.logprob
-            self._next = Chosen(position, message.sampling, token, logprob)
+            token, told = verdict.next_token, verdict.alternatives_at(verdict.accepted)
+            made_above = Made(token, verdict.logprob, told)
+            self._next = Chosen(position, message.sampling, made_above)
             if guess is not None and self._exits is not None:
                 with self._computing:
                     self._exits.learn(guess, token)
@@ -199,10 +209,11 @@ class RelaySession(HeldSession):
 
     def _known(self, session: StageSession, message: Verify, started: float) -> Verdict | None:
         """The verdict where the last one told already: as for a cloud, nothing is run for it."""
-        position, chosen = message.base + 1, self._next
-        if chosen is None or (chosen.position, chosen.sampling) != (position, message.sampling):
+        position, known = message.base + 1, self._next
+        if known is None or (known.position, known.sampling) != (position, message.sampling):
             return None
-        if message.draft and message.draft[0] == chosen.token:
+        made = known.made
+        if message.draft and message.draft[0] == made.token:
             return None
         if message.draft:
             self._crop(session, position, self._epoch + 1)
@@ -210,24 +221,26 @@ class RelaySession(HeldSession):
             epoch=message.epoch,
             base=message.base,
             accepted=0,
-            next_token=chosen.token,
-            logprob=chosen.logprob,
+            next_token=made.token,
+            logprob=made.logprob,
             cloud_seconds=time.perf_counter() - started,
             logprobs_accepted=(),
+            alternatives=(made.alternatives,) if made.alternatives else (),
         )
 
     def _ask_exits(self, message: Verify) -> Guess | None:
         if not message.may_exit or message.draft or self._exits is None:
             return None
         with self._computing:
-            return self._exits.guess(self._ids, message.sampling)
+            masks = self._constrained.masks(message.sampling)
+            return self._exits.guess(self._ids, message.sampling, masks)
 
     def _score(self, session: StageSession, message: Score, seconds: float) -> Replies:
         started = time.perf_counter() - seconds
         with self._asking():
             up = self._send_up(session)
             here = time.perf_counter() - started
-            asked = (up.score(draft) for draft in (message.draft,))
+            asked = (up.score(draft, message.sampling) for draft in (message.draft,))
             for scored in self._aside(up, asked):
                 if scored is None:
                     yield None
@@ -338,5 +351,3 @@ class RelaySession(HeldSession):
 
 
 _OVER: Final = object()
-_LEAST: Final = 1e-12
-"""A confidence whose logarithm is still finite."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 from collm import metrics
 from collm.config import Generation, Way
@@ -16,6 +16,8 @@ from collm.errors import PromptError, Refused
 from collm.policy.coherence import CoherenceTracker
 from collm.policy.lookup import PromptLookup
 from collm.policy.observation import Criterion, Reading
+from collm.policy.sampling import Allows, Alternatives
+from collm.runtime.constraints import Masks
 from collm.runtime.stage import Stage, StageSession
 from collm.session.asking import Counts
 from collm.session.client import CloudClient
@@ -28,6 +30,8 @@ from collm.wire.messages import Verdict
 
 _PART = 32
 """Rows of a prompt that are run in one turn."""
+LEAST: Final = 1e-12
+"""A confidence whose logarithm is still finite."""
 
 
 class Steer(Protocol):
@@ -95,6 +99,24 @@ class Run:
     ready_at: float = -math.inf
     """When the prompt had been run."""
 
+    allows: Allows | None = field(default=None, init=False)
+    """What the answer is constrained to."""
+
+    def __post_init__(self) -> None:
+        sampling = self.generation.sampling
+        if sampling.constraint is None:
+            return
+        constraint = replace(sampling.constraint, start=len(self.ids))
+        sampling = replace(sampling, constraint=constraint)
+        self.generation = replace(self.generation, sampling=sampling)
+        if self.stage is not None:
+            self.allows = Masks(self.stage.artifact, constraint)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether what the exits say needs nobody's consent."""
+        return self.generation.mode in ("standalone", "threshold")
+
     @property
     def upload_cut(self) -> int:
         """Where the cloud takes over from the edge's last layer, or the first where ids travel."""
@@ -141,17 +163,53 @@ class Run:
             costs=self.costs,
             lookup=PromptLookup(self.ids) if self.generation.lookup else None,
             oracle=self.oracle,
+            allows=self.allows,
+            alternatives=self.generation.sampling.top_logprobs if self.is_final else 0,
         )
 
-    def emit(self, token_id: int, source: str, confidence: float, by: str) -> EmittedToken:
-        """The next token of the answer."""
+    def emit(
+        self,
+        token_id: int,
+        source: str,
+        confidence: float,
+        by: str,
+        *,
+        logprob: float | None = None,
+        alternatives: Alternatives = (),
+    ) -> EmittedToken:
+        """The next token of the answer. logprob: that of the confidence where none is given."""
         self.emitted += 1
         metrics.EXITS.labels(source).inc()
-        return EmittedToken(token_id=token_id, source=source, confidence=confidence, by=by)
+        return EmittedToken(
+            token_id=token_id,
+            source=source,
+            confidence=confidence,
+            by=by,
+            logprob=math.log(max(confidence, LEAST)) if logprob is None else logprob,
+            alternatives=alternatives,
+        )
 
-    def emit_reading(self, reading: Reading, by: str, *, provisional: bool = False) -> EmittedToken:
-        """The next token of the answer, as an exit said it."""
-        token = self.emit(reading.token_id, reading.source, reading.confidence, by)
+    def emit_reading(
+        self,
+        reading: Reading,
+        by: str,
+        *,
+        provisional: bool = False,
+        judged: tuple[float | None, Alternatives] | None = None,
+    ) -> EmittedToken:
+        """The next token of the answer, as an exit said it.
+
+        judged: what the full model told of it, instead of what the exit did.
+        """
+        logprob, alternatives = judged or (None, reading.alternatives)
+        token = self.emit(
+            reading.token_id,
+            reading.source,
+            reading.confidence,
+            by,
+            logprob=logprob,
+            alternatives=alternatives,
+        )
         return replace(token, provisional=True) if provisional else token
 
     def count(self, client: CloudClient) -> None:

@@ -17,22 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from collm.config import Sampling
 from collm.errors import ContextFull, PlacementError
 from collm.model.artifact import Artifact
 from collm.policy.coherence import CoherenceTracker, sentence_boundary
 from collm.policy.observation import Criterion
-from collm.policy.sampling import choose, log_probability
+from collm.policy.sampling import Allows, Made
 from collm.runtime.stage import StageSession
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter, Guess
+from collm.session.judging import judge
 from collm.session.policies import load_criterion
 from collm.wire.messages import Finished, Generate, Token
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +72,25 @@ def generate(
     message: Generate,
     how: SelfDraft | None,
     spent: float = 0.0,
+    allows: Allows | None = None,
 ) -> Iterator[Token | Finished]:
     """Answer a Generate, with drafts if told how.
 
     ids: those of the session's positions; both go on with the text. Between replies they hold
     nothing that may still be taken back, and the rows from the last position on may be asked for.
     Drafting needs a session whose exits were not asked yet. spent: seconds that the text before
-    the answer has taken already; the first token tells of them.
+    the answer has taken already; the first token tells of them. allows: what the answer is
+    constrained to.
     """
-    drafts = _Drafts(session, ids, message, how) if how is not None else None
+    drafts = _Drafts(session, ids, message, how, allows) if how is not None else None
     seen = set(ids)
     left = message.max_tokens
     while left:
         started = time.perf_counter()
         known = len(ids)
         draft = drafts.propose(min(left - 1, session.max_positions - known)) if drafts else []
-        made = judge(session.logits(known - 1), draft, message.sampling, known, seen)
+        logits = session.logits(known - 1)
+        made = judge(logits, draft, message.sampling, known, seen, ids, allows)
         rejected = len(draft) + 1 - len(made)
         if rejected:
             session.crop(session.position - rejected)
@@ -100,7 +98,7 @@ def generate(
         if drafts:
             drafts.settle(made)
         seconds, spent = spent + time.perf_counter() - started, 0.0
-        for position, (token, logprob) in enumerate(made, known):
+        for position, (token, logprob, alternatives) in enumerate(made, known):
             yield Token(
                 epoch=message.epoch,
                 position=position,
@@ -108,6 +106,7 @@ def generate(
                 logprob=logprob,
                 cloud_seconds=seconds,
                 rejected=rejected,
+                alternatives=alternatives,
             )
             seconds, rejected = 0.0, 0  # the first token tells of the whole round
         left -= len(made)
@@ -124,29 +123,16 @@ def generate(
     yield Finished(epoch=message.epoch, reason="length")
 
 
-def judge(
-    logits: F32, draft: Sequence[int], sampling: Sampling, position: int, seen: set[int]
-) -> list[tuple[int, float]]:
-    """The full model's tokens from `position` on, as far as the draft is right, and the next one.
-
-    logits: float32 [len(draft) + 1, vocabulary]. seen: the ids before `position`; takes up the
-    tokens. Each comes with its log-probability.
-    """
-    made: list[tuple[int, float]] = []
-    for offset, drafted in enumerate((*draft, None)):
-        token = choose(logits[offset], sampling, position + offset, seen)
-        made.append((token, log_probability(logits[offset], token)))
-        seen.add(token)
-        if token != drafted:
-            break
-    return made
-
-
 class _Drafts:
     """The drafts of one answer."""
 
     def __init__(
-        self, session: StageSession, ids: list[int], message: Generate, how: SelfDraft
+        self,
+        session: StageSession,
+        ids: list[int],
+        message: Generate,
+        how: SelfDraft,
+        allows: Allows | None,
     ) -> None:
         self._session = session
         self._ids = ids
@@ -161,6 +147,7 @@ class _Drafts:
             message.sampling,
             tracker=CoherenceTracker(is_boundary=how.is_boundary),
             costs=how.costs,
+            allows=allows,
         )
         self._drafter.read_prompt(ids)
 
@@ -180,10 +167,9 @@ class _Drafts:
             self._session.append_ids([reading.token_id])
         return draft
 
-    def settle(self, made: Sequence[tuple[int, float]]) -> None:
+    def settle(self, made: Sequence[Made]) -> None:
         """The full model says so; the text is back at what it accepted, without the last one."""
-        for guess, (token, _) in zip(self._guesses, made, strict=False):
-            self._drafter.learn(guess, token)
+        for guess, one in zip(self._guesses, made, strict=False):
+            self._drafter.learn(guess, one.token)
         self._drafter.crop(len(self._ids))
-        token, logprob = made[-1]
-        self._drafter.write(token, math.exp(logprob), math.nan)
+        self._drafter.write(made[-1].token, math.exp(made[-1].logprob), math.nan)

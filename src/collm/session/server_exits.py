@@ -16,6 +16,7 @@ from collm.errors import PlacementError
 from collm.model.artifact import Artifact
 from collm.policy.coherence import CoherenceTracker, sentence_boundary
 from collm.policy.observation import Criterion
+from collm.policy.sampling import Allows
 from collm.runtime.stage import Stage, StageSession
 from collm.session.costs import Costs
 from collm.session.drafter import Drafter, Guess
@@ -89,7 +90,9 @@ class SessionExits:
         self._said: dict[int, tuple[int, float, float]] = {}
         """Token, confidence and entropy of what was said for a position."""
 
-    def guess(self, ids: Sequence[int], sampling: Sampling) -> Guess | None:
+    def guess(
+        self, ids: Sequence[int], sampling: Sampling, allows: Allows | None = None
+    ) -> Guess | None:
         """The next token after `ids`, which the session holds; None where there is no exit."""
         if not self._cuts:
             return None
@@ -102,6 +105,8 @@ class SessionExits:
             sampling,
             tracker=self._tracker,
             costs=how.costs,
+            allows=allows,
+            alternatives=sampling.top_logprobs,
         )
         guess = drafter.guess(ids)
         if guess.decision is not None:

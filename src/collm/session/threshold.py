@@ -98,9 +98,15 @@ def threshold(run: Run) -> Tokens:
 def _answered(run: Run, verdict: Verdict) -> EmittedToken:
     """The token of whoever answered: the full model, or an exit of a server on the way."""
     probability = min(1.0, math.exp(verdict.logprob))
-    if verdict.exit_cut:
-        return run.emit(verdict.next_token, f"server@{verdict.exit_cut}", probability, SERVER_EXIT)
-    return run.emit(verdict.next_token, "cloud", probability, FULL_MODEL)
+    is_exit = bool(verdict.exit_cut)
+    return run.emit(
+        verdict.next_token,
+        f"server@{verdict.exit_cut}" if is_exit else "cloud",
+        probability,
+        SERVER_EXIT if is_exit else FULL_MODEL,
+        logprob=verdict.logprob,
+        alternatives=verdict.alternatives_at(verdict.accepted),
+    )
 
 
 class _Cloud:

@@ -254,10 +254,20 @@ class _Draft:
         self.shown, self.ended = self.settled, False
         for position in new:
             made = self.taken.pop(position, None)
+            logprob = verdict.logprob_at(position - first)
+            told = verdict.alternatives_at(position - first)
             if made is not None:
-                yield run.emit_reading(made.reading, made.by)
-            else:
-                yield run.emit(ids[position], "cloud", probability, FULL_MODEL)
+                yield run.emit_reading(made.reading, made.by, judged=(logprob, told))
+                continue
+            confidence = probability if logprob is None else math.exp(logprob)
+            yield run.emit(
+                ids[position],
+                "cloud",
+                confidence,
+                FULL_MODEL,
+                logprob=logprob,
+                alternatives=told,
+            )
         if not goes_on and self.room > 0:
             self.session.append_ids([verdict.next_token])
         if run.steer is not None and self.wanted is None:

@@ -10,11 +10,11 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from collm.config import Sampling
-from collm.errors import PromptError, ProtocolError
+from collm.errors import ProtocolError
 from collm.limits import Limits
 from collm.wire import checks
 from collm.wire import session_pb2 as pb
+from collm.wire.choice import alternatives_of, sampling_of
 from collm.wire.codec import carries_rows, decode_rows, row_bytes, unpack_ids
 from collm.wire.compression import decompressed
 from collm.wire.messages import (
@@ -232,7 +232,7 @@ def _verify(body: pb.Verify, limits: Limits) -> Verify:
         epoch=body.epoch,
         base=body.base,
         draft=_draft(body, limits),
-        sampling=_sampling(body.sampling, limits),
+        sampling=sampling_of(body.sampling, limits),
         may_exit=body.may_exit,
     )
 
@@ -243,13 +243,18 @@ def _ask(body: pb.Ask, limits: Limits) -> Ask:
         epoch=body.epoch,
         drafted=checks.bounded("draft tokens", body.drafted, limits.max_draft_tokens),
         token_ids=unpack_ids(body.token_ids),
-        sampling=_sampling(body.sampling, limits) if body.HasField("sampling") else None,
+        sampling=sampling_of(body.sampling, limits) if body.HasField("sampling") else None,
         may_exit=body.may_exit,
     )
 
 
 def _score(body: pb.Score, limits: Limits) -> Score:
-    return Score(epoch=body.epoch, base=body.base, draft=_draft(body, limits))
+    return Score(
+        epoch=body.epoch,
+        base=body.base,
+        draft=_draft(body, limits),
+        sampling=sampling_of(body.sampling, limits) if body.HasField("sampling") else None,
+    )
 
 
 def _draft(body: pb.Verify | pb.Score, limits: Limits) -> tuple[int, ...]:
@@ -267,22 +272,8 @@ def _generate(body: pb.Generate, limits: Limits) -> Generate:
         base=checks.bounded("base", body.base, limits.max_positions),
         max_tokens=checks.bounded("max tokens", body.max_tokens, limits.max_new_tokens),
         stop_ids=checks.token_ids("stop id", body.stop_ids, limits),
-        sampling=_sampling(body.sampling, limits),
+        sampling=sampling_of(body.sampling, limits),
     )
-
-
-def _sampling(body: pb.Sampling, limits: Limits) -> Sampling:
-    try:
-        return Sampling(
-            temperature=body.temperature,
-            top_k=checks.bounded("top_k", body.top_k, limits.max_token_id),
-            # A message without sampling has zeros here, and top_p 0 is refused.
-            top_p=body.top_p,
-            seed=body.seed,
-            repetition_penalty=body.repetition_penalty,
-        )
-    except PromptError as error:
-        raise ProtocolError(f"sampling: {error}") from None
 
 
 def _welcome(body: pb.Welcome, limits: Limits) -> Welcome:
@@ -317,6 +308,7 @@ def _verdict(body: pb.Verdict, limits: Limits) -> Verdict:
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         logprobs_accepted=tuple(checks.logprob(p) for p in body.logprobs_accepted),
         exit_cut=checks.bounded("exit", body.exit_cut, limits.max_layers),
+        alternatives=alternatives_of(body, accepted + 1, limits),
     )
 
 
@@ -343,10 +335,12 @@ def _scored(body: pb.Scored, limits: Limits) -> Scored:
         next_token=checks.bounded("next token", body.next_token, limits.max_token_id),
         next_logprob=checks.logprob(body.next_logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
+        alternatives=alternatives_of(body, count + 1, limits),
     )
 
 
 def _token(body: pb.Token, limits: Limits) -> Token:
+    alternatives = alternatives_of(body, 1, limits)
     return Token(
         epoch=body.epoch,
         position=checks.bounded("position", body.position, limits.max_positions),
@@ -354,4 +348,5 @@ def _token(body: pb.Token, limits: Limits) -> Token:
         logprob=checks.logprob(body.logprob),
         cloud_seconds=checks.seconds("cloud seconds", body.cloud_seconds),
         rejected=checks.bounded("rejected", body.rejected, limits.max_draft_tokens),
+        alternatives=alternatives[0] if alternatives else (),
     )

@@ -11,9 +11,9 @@ from typing import assert_never
 
 from google.protobuf.message import EncodeError
 
-from collm.config import Sampling
 from collm.errors import ProtocolError
 from collm.wire import session_pb2 as pb
+from collm.wire.choice import sampling_fields, with_alternatives
 from collm.wire.codec import carries_rows, encode_rows, pack_ids
 from collm.wire.compression import compressed
 from collm.wire.decoding import decode_client, decode_cloud
@@ -100,7 +100,7 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     epoch=message.epoch,
                     base=message.base,
                     draft=message.draft,
-                    sampling=_sampling(message.sampling),
+                    sampling=sampling_fields(message.sampling),
                     may_exit=message.may_exit,
                 )
             )
@@ -110,7 +110,9 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     epoch=message.epoch,
                     drafted=message.drafted,
                     token_ids=pack_ids(message.token_ids),
-                    sampling=None if message.sampling is None else _sampling(message.sampling),
+                    sampling=None
+                    if message.sampling is None
+                    else sampling_fields(message.sampling),
                     may_exit=message.may_exit,
                 )
             )
@@ -121,14 +123,15 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
                     base=message.base,
                     max_tokens=message.max_tokens,
                     stop_ids=message.stop_ids,
-                    sampling=_sampling(message.sampling),
+                    sampling=sampling_fields(message.sampling),
                 )
             )
         # The others' fields are named and typed alike in the dataclass and in the proto file.
         case Hello():
             return pb.Envelope(hello=pb.Hello(**vars(message)))
         case Score():
-            return pb.Envelope(score=pb.Score(**vars(message)))
+            sampling = None if message.sampling is None else sampling_fields(message.sampling)
+            return pb.Envelope(score=pb.Score(**{**vars(message), "sampling": sampling}))
         case Crop():
             return pb.Envelope(crop=pb.Crop(**vars(message)))
         case Recut():
@@ -142,11 +145,15 @@ def _envelope(message: ClientMessage | CloudMessage, wire_format: str) -> pb.Env
         case Welcome():
             return pb.Envelope(welcome=pb.Welcome(**vars(message)))
         case Verdict():
-            return pb.Envelope(verdict=pb.Verdict(**vars(message)))
+            return pb.Envelope(
+                verdict=pb.Verdict(**with_alternatives(message, message.alternatives))
+            )
         case Scored():
-            return pb.Envelope(scored=pb.Scored(**vars(message)))
+            return pb.Envelope(scored=pb.Scored(**with_alternatives(message, message.alternatives)))
         case Token():
-            return pb.Envelope(token=pb.Token(**vars(message)))
+            return pb.Envelope(
+                token=pb.Token(**with_alternatives(message, (message.alternatives,)))
+            )
         case Finished():
             return pb.Envelope(finished=pb.Finished(**vars(message)))
         case Attached():
@@ -188,7 +195,3 @@ def _pong(message: Pong) -> pb.Pong:
         costs = [pb.RowSeconds(**vars(one)) for one in message.figures.costs]
         figures = pb.Figures(**{**vars(message.figures), "costs": costs})
     return pb.Pong(nonce=message.nonce, padding=message.padding, figures=figures)
-
-
-def _sampling(sampling: Sampling) -> pb.Sampling:
-    return pb.Sampling(**vars(sampling))

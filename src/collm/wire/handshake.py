@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from collm.errors import CollmError, ContextFull, CorruptFrame, ProtocolError, Refused
+from collm.errors import CollmError, ContextFull, CorruptFrame, PromptError, ProtocolError, Refused
 from collm.wire.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, REFUSAL_CODES, Hello, Refusal
 
 _MOST_REASON_BYTES: Final = 1024
@@ -69,7 +69,7 @@ def refusal_for(error: CollmError) -> Refusal:
     """The message that tells a client why its session ended, always fit to be encoded.
 
     A `Refused` keeps its code; `CorruptFrame` becomes `corrupt`, `ProtocolError` `protocol`,
-    `ContextFull` `limits`, everything else `internal`.
+    `ContextFull` and `PromptError` `limits`, everything else `internal`.
     """
     match error:
         case Refused():
@@ -78,7 +78,7 @@ def refusal_for(error: CollmError) -> Refusal:
             code = "corrupt"
         case ProtocolError():
             code = "protocol"
-        case ContextFull():
+        case ContextFull() | PromptError():  # a constraint that takes too much, or cannot be kept
             code = "limits"
         case _:
             code = "internal"

@@ -16,15 +16,17 @@ from collm.config import Sampling
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 4
+PROTOCOL_MINOR = 5
 """Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`, 4 `Recut`
-and exits on the way."""
+and exits on the way, 5 constraints and alternatives."""
 ATTACH_MINOR = 3
 """From here on a session can be taken up again, and every frame ends with a checksum."""
 RECUT_MINOR = 4
 """From here on a session's cut and wire format may change, and rows may be compressed."""
 EXIT_MINOR = 4
 """From here on a client may let exits of servers answer; an older one has no such flag."""
+CONSTRAINT_MINOR = 5
+"""From here on an answer may be constrained, and the likeliest tokens are told beside each."""
 
 REFUSAL_CODES = frozenset(
     {
@@ -43,6 +45,8 @@ REFUSAL_CODES = frozenset(
 )
 FINISH_REASONS = frozenset({"stop", "length", "context"})
 
+Alternatives: TypeAlias = tuple[tuple[int, float], ...]
+"""Token ids and log-probabilities of one place, the likeliest first."""
 Rows: TypeAlias = npt.NDArray[np.float32]
 """Hidden states at the cut, f32 [positions, hidden]."""
 
@@ -123,12 +127,14 @@ class Ask:
 class Score:
     """What the full model makes of a draft, whatever it thinks of it; positions as in `Verify`.
 
-    Nothing is cropped: that is the client's to decide.
+    Nothing is cropped: that is the client's to decide. Of `sampling` the constraint and the number
+    of alternatives count; None: there are neither.
     """
 
     epoch: int
     base: int
     draft: tuple[int, ...]
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +235,26 @@ class Verdict:
     exit_cut: int = 0
     """The exit that chose `next_token`, with `logprob` its confidence's logarithm; 0: the full
     model. Only for a `Verify` that may exit."""
+    alternatives: tuple[Alternatives, ...] = ()
+    """Of the accepted tokens' places and the next one's, as many in each; empty: not wanted."""
+
+    def logprob_at(self, index: int) -> float | None:
+        """Of the accepted token of this index, or at `accepted` the next; None: not said."""
+        if index == self.accepted:
+            return self.logprob
+        return self.logprobs_accepted[index] if self.logprobs_accepted else None
+
+    def alternatives_at(self, index: int) -> Alternatives:
+        """Of the same place."""
+        return self.alternatives[index] if self.alternatives else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """The answer to the `Score` of the same epoch and base; each tuple has a value a draft token.
 
-    Log-probabilities are those of temperature 1, in nats.
+    Log-probabilities are those of temperature 1, in nats. What a constraint does not allow is
+    neither the likeliest nor ranks before anything.
     """
 
     epoch: int
@@ -251,6 +270,8 @@ class Scored:
     """The likeliest token after the draft."""
     next_logprob: float
     cloud_seconds: float
+    alternatives: tuple[Alternatives, ...] = ()
+    """Of the drafted tokens' places and the one after them, as many in each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +288,7 @@ class Token:
     cloud_seconds: float
     rejected: int = 0
     """Positions that the cloud ran for drafts of its own and took back, since the last token."""
+    alternatives: Alternatives = ()
 
 
 @dataclass(frozen=True, kw_only=True)

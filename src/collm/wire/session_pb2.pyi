@@ -56,18 +56,32 @@ class Envelope(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., recut: _Optional[_Union[Recut, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., evicted: _Optional[_Union[Evicted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "seed", "repetition_penalty")
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "repetition_penalty", "constraint", "top_logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
     seed: int
     repetition_penalty: float
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ...) -> None: ...
+    constraint: Constraint
+    top_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
+
+class Constraint(_message.Message):
+    __slots__ = ("kind", "text", "start")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    text: str
+    start: int
+    def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ..., start: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_major", "protocol_minor", "fingerprint", "cut", "wire_format", "software", "resumes")
@@ -148,14 +162,16 @@ class Generate(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("epoch", "base", "draft")
+    __slots__ = ("epoch", "base", "draft", "sampling")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     draft: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ...) -> None: ...
+    sampling: Sampling
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., draft: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Crop(_message.Message):
     __slots__ = ("epoch", "position")
@@ -222,7 +238,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol_minor: _Optional[int] = ..., position: _Optional[int] = ..., software: _Optional[str] = ..., session_id: _Optional[str] = ..., max_positions: _Optional[int] = ..., model_layers: _Optional[int] = ..., cuts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted", "exit_cut")
+    __slots__ = ("epoch", "base", "accepted", "next_token", "logprob", "cloud_seconds", "logprobs_accepted", "exit_cut", "alternative_ids", "alternative_logprobs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +247,8 @@ class Verdict(_message.Message):
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     EXIT_CUT_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     accepted: int
@@ -239,10 +257,12 @@ class Verdict(_message.Message):
     cloud_seconds: float
     logprobs_accepted: _containers.RepeatedScalarFieldContainer[float]
     exit_cut: int
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ..., exit_cut: _Optional[int] = ...) -> None: ...
+    alternative_ids: _containers.RepeatedScalarFieldContainer[int]
+    alternative_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., accepted: _Optional[int] = ..., next_token: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., logprobs_accepted: _Optional[_Iterable[float]] = ..., exit_cut: _Optional[int] = ..., alternative_ids: _Optional[_Iterable[int]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Scored(_message.Message):
-    __slots__ = ("epoch", "base", "logprobs", "ranks", "best_ids", "best_logprobs", "next_token", "next_logprob", "cloud_seconds")
+    __slots__ = ("epoch", "base", "logprobs", "ranks", "best_ids", "best_logprobs", "next_token", "next_logprob", "cloud_seconds", "alternative_ids", "alternative_logprobs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +272,8 @@ class Scored(_message.Message):
     NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     NEXT_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     base: int
     logprobs: _containers.RepeatedScalarFieldContainer[float]
@@ -261,23 +283,29 @@ class Scored(_message.Message):
     next_token: int
     next_logprob: float
     cloud_seconds: float
-    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., best_ids: _Optional[_Iterable[int]] = ..., best_logprobs: _Optional[_Iterable[float]] = ..., next_token: _Optional[int] = ..., next_logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ...) -> None: ...
+    alternative_ids: _containers.RepeatedScalarFieldContainer[int]
+    alternative_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, epoch: _Optional[int] = ..., base: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., best_ids: _Optional[_Iterable[int]] = ..., best_logprobs: _Optional[_Iterable[float]] = ..., next_token: _Optional[int] = ..., next_logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., alternative_ids: _Optional[_Iterable[int]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("epoch", "position", "token_id", "logprob", "cloud_seconds", "rejected")
+    __slots__ = ("epoch", "position", "token_id", "logprob", "cloud_seconds", "rejected", "alternative_ids", "alternative_logprobs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     CLOUD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     position: int
     token_id: int
     logprob: float
     cloud_seconds: float
     rejected: int
-    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., rejected: _Optional[int] = ...) -> None: ...
+    alternative_ids: _containers.RepeatedScalarFieldContainer[int]
+    alternative_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., cloud_seconds: _Optional[float] = ..., rejected: _Optional[int] = ..., alternative_ids: _Optional[_Iterable[int]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("epoch", "reason")

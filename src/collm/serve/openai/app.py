@@ -2,12 +2,13 @@
 
 ::
 
-    POST /v1/chat/completions   POST /v1/completions      answers, whole or as events
+    POST /v1/chat/completions  /v1/completions  /v1/responses     answers, whole or as events
     GET  /v1/models             GET  /v1/models/{id}
     GET  /healthz  /readyz  /metrics  /collm/status  /openapi.json
     GET  /  and /page/…                                    the chat page
 
-Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason.
+Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason. Very
+many idle connections are for something in front.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -33,6 +35,9 @@ from collm.serve.openai.errors import on_failure, on_http_error, on_invalid_requ
 from collm.serve.openai.guard import Counting, Guard
 from collm.serve.openai.health import check_ready, status_json
 from collm.serve.openai.page import Page
+from collm.serve.openai.responses import response_response
+from collm.serve.openai.responses_schema import ResponseRequest
+from collm.serve.openai.responses_shapes import ResponseEvent, TextResponse
 from collm.serve.openai.schemas import ChatCompletionRequest, CompletionRequest
 from collm.serve.openai.serving import Serving
 from collm.serve.openai.shapes import (
@@ -65,9 +70,16 @@ class Application(FastAPI):
             redirect_slashes=False,
         )
         self._has_keys = serving.keys is not None
-        self.include_router(_answers(serving))
-        self.include_router(_models(serving))
-        self.include_router(_health(serving))
+        routers = (_answers(serving), _models(serving), _health(serving))
+        self.paths = frozenset(
+            route.path
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute)
+        )
+        """The addresses of the API."""
+        for router in routers:
+            self.include_router(router)
         if serving.page is not None:
             self.router.routes.extend(Page(serving.page).routes())
         self.add_exception_handler(HTTPException, on_http_error)
@@ -95,7 +107,7 @@ def make_app(serving: Serving) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
-    return Counting(guarded, app.openapi()["paths"])
+    return Counting(guarded, app.paths)
 
 
 def _answers(serving: Serving) -> APIRouter:
@@ -115,6 +127,13 @@ def _answers(serving: Serving) -> APIRouter:
     async def create_completion(request: CompletionRequest) -> Response:
         """Go on with a text, or with each of several."""
         return await completion_response(serving, request)
+
+    @router.post(
+        "/v1/responses", responses={**events(TextResponse, ResponseEvent), **errors(*ASKING)}
+    )
+    async def create_response(request: ResponseRequest) -> Response:
+        """Answer a conversation, in the words of the Responses API."""
+        return await response_response(serving, request)
 
     return router
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from collm.model.tokenizer import Tokenizer
-from collm.serve.openai.answering import StreamedAnswer, WholeAnswer
+from collm.serve.openai.chunks import ChunkedCompletion, WholeCompletion
 from collm.serve.openai.errors import ApiError
 from collm.serve.openai.generation import generations
 from collm.serve.openai.live import Choice
@@ -87,15 +87,16 @@ async def chat_response(serving: Serving, request: ChatCompletionRequest) -> Res
     form = ChatForm(tokenizer, has_logprobs=bool(request.logprobs))
     identity = f"chatcmpl-{uuid.uuid4().hex}"
     if not request.stream:
-        return WholeAnswer(serving, form, choices, identity, since)
+        return WholeCompletion(serving, form, choices, identity, since)
     options = request.stream_options
     has_usage = options is not None and bool(options.include_usage)
-    return StreamedAnswer(serving, form, choices, identity, since, has_usage=has_usage)
+    return ChunkedCompletion(serving, form, choices, identity, since, has_usage=has_usage)
 
 
 def check_count(count: int, serving: Serving) -> None:
     """Raises ApiError for more answers than one request may have."""
-    most = serving.limits.max_http_choices
+    settings = serving.engine.settings
+    most = min(serving.limits.max_http_choices, settings.most_active + settings.most_waiting)
     if count > most:
         raise ApiError(
             400, f"{count} answers: one request has {most} at most", param="n", code="invalid_value"

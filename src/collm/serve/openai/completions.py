@@ -9,8 +9,8 @@ from typing import Any
 from starlette.responses import Response
 
 from collm.model.tokenizer import Tokenizer
-from collm.serve.openai.answering import StreamedAnswer, WholeAnswer
 from collm.serve.openai.chat import check_count
+from collm.serve.openai.chunks import ChunkedCompletion, WholeCompletion
 from collm.serve.openai.generation import generations
 from collm.serve.openai.live import Choice
 from collm.serve.openai.logprobs import text_logprobs
@@ -27,9 +27,9 @@ class TextForm:
     name = "text_completion"
     chunk_name = "text_completion"
 
-    def __init__(self, tokenizer: Tokenizer, *, has_logprobs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, logprobs: int | None) -> None:
         self._tokenizer = tokenizer
-        self._has_logprobs = has_logprobs
+        self._logprobs = logprobs
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The prompt, where it is echoed."""
@@ -39,8 +39,8 @@ class TextForm:
     def token(self, choice: Choice, text: str, token: EmittedToken | None) -> dict[str, Any]:
         """A piece of the text."""
         entry = _entry(choice, text)
-        if self._has_logprobs and token is not None:
-            entry["logprobs"] = text_logprobs(self._tokenizer, [token], choice.offset)
+        if token is not None:
+            entry["logprobs"] = self._told([token], choice.offset)
         choice.offset += len(text)
         return entry
 
@@ -56,10 +56,14 @@ class TextForm:
         """All of it."""
         account = choice.reply.account
         entry = _entry(choice, choice.lead + account.text)
-        if self._has_logprobs:
-            entry["logprobs"] = text_logprobs(self._tokenizer, account.tokens, len(choice.lead))
+        entry["logprobs"] = self._told(account.tokens, len(choice.lead))
         entry["finish_reason"] = account.finish_reason
         return entry
+
+    def _told(self, tokens: list[EmittedToken], offset: int) -> dict[str, Any] | None:
+        if self._logprobs is None:
+            return None
+        return text_logprobs(self._tokenizer, tokens, offset, has_top=self._logprobs > 0)
 
 
 def _entry(choice: Choice, text: str) -> dict[str, Any]:
@@ -91,10 +95,10 @@ async def completion_response(serving: Serving, request: CompletionRequest) -> R
             )
             for i, one in enumerate(wanted)
         ]
-    form = TextForm(tokenizer, has_logprobs=request.logprobs is not None)
+    form = TextForm(tokenizer, request.logprobs)
     identity = f"cmpl-{uuid.uuid4().hex}"
     if not request.stream:
-        return WholeAnswer(serving, form, choices, identity, since)
+        return WholeCompletion(serving, form, choices, identity, since)
     options = request.stream_options
     has_usage = options is not None and bool(options.include_usage)
-    return StreamedAnswer(serving, form, choices, identity, since, has_usage=has_usage)
+    return ChunkedCompletion(serving, form, choices, identity, since, has_usage=has_usage)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from collm.serve.openai.responses_shapes import ResponseEvent
 from collm.serve.openai.shapes import ChatChunk, ErrorBody, TextChunk
 
 _WHY = {
@@ -38,10 +39,12 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def events(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The 200 of what may be streamed, for a route's `responses`."""
+    how = "`data: [DONE]` at the end; an error in the middle is `data: ErrorBody`, and the end."
+    if chunk is ResponseEvent:
+        how = "`event: TYPE` before each; an error in the middle is an event `error`, and the end."
     told = (
         f"With stream: true, events (SSE): lines `data: CHUNK`, a {chunk.__name__} each, a blank "
-        "line after each, `data: [DONE]` at the end; an error in the middle is "
-        "`data: ErrorBody`, and the end. Lines that begin with a colon mean nothing."
+        f"line after each, {how} Lines that begin with a colon mean nothing."
     )
     stream = {"schema": {"type": "string", "description": told}}
     return {
@@ -59,7 +62,7 @@ def document(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     schemas = made["components"]["schemas"]
-    for chunk in (ChatChunk, TextChunk):
+    for chunk in (ChatChunk, TextChunk, ResponseEvent):
         schema = chunk.model_json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[chunk.__name__] = schema

@@ -155,7 +155,7 @@ async def on_failure(_request: Request, error: Exception) -> Response:
 def invalid_request(found: Any) -> ApiError:
     """One line about pydantic's list of errors."""
     # Of a field that may be one of several things, the branch that got furthest is what was meant.
-    worst = max(found, key=lambda one: len(one["loc"]))
+    worst = max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     path = [str(part) for part in worst["loc"] if _is_field(part)]
     if path[:1] == ["body"]:
         del path[0]
@@ -172,6 +172,9 @@ def invalid_request(found: Any) -> ApiError:
             said += f"; expected one of {', '.join(_collm_names())}"
     elif kind == "literal_error" and len(path) > 2 and path[-1] == "type" and "content" in path:
         said = f"{param}: parts of type {worst['input']!r} cannot be read; expected text only"
+        code = "unsupported_value"
+    elif kind == "literal_error" and path[:1] == ["input"] and path[-1] == "type":
+        said = f"{param}: items of type {worst['input']!r} cannot be read; expected messages only"
         code = "unsupported_value"
     elif kind == "literal_error" and path[-1] == "role":
         said = f"{param}: role {worst['input']!r}; {_lower(said)}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import replace
 from typing import TypeVar
 
-from collm.config import Generation, Refinement, Sampling
-from collm.serve.openai.errors import ApiError, unsupported
-from collm.serve.openai.schemas import ChatCompletionRequest, CollmOptions, CompletionRequest
+from collm.config import Constraint, Generation, Refinement, Sampling
+from collm.serve.openai.errors import ApiError
+from collm.serve.openai.schemas import (
+    ChatCompletionRequest,
+    CollmOptions,
+    CompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+)
 
 _LEAST_TEMPERATURE = 0.001
 """Below, the likeliest token is all there is: greedy."""
@@ -34,7 +41,6 @@ def generations(
     modes: those that can be had. room: tokens that the context leaves. Raises ApiError and
     PromptError.
     """
-    _check_format(request)
     options = request.collm or CollmOptions()
     stop = request.stop
     base = _with_options(defaults, options, modes)
@@ -66,6 +72,8 @@ def _sampling(request: ChatCompletionRequest | CompletionRequest, defaults: Samp
         top_k=max(_either(request.top_k, defaults.top_k), 0),
         repetition_penalty=_either(request.repetition_penalty, defaults.repetition_penalty),
         seed=seed,
+        constraint=_constraint(request),
+        top_logprobs=_top_logprobs(request),
     )
 
 
@@ -118,9 +126,28 @@ def _longest(request: ChatCompletionRequest | CompletionRequest) -> int | None:
     return request.max_tokens
 
 
-def _check_format(request: ChatCompletionRequest | CompletionRequest) -> None:
-    if request.response_format is not None and request.response_format.type != "text":
-        raise unsupported("response_format", 'not supported; expected {"type": "text"}')
+def _constraint(request: ChatCompletionRequest | CompletionRequest) -> Constraint | None:
+    match request.response_format:
+        case JsonObjectFormat():
+            return Constraint(kind="json_object")
+        case JsonSchemaFormat(json_schema=asked):
+            schema = asked.json_schema
+            if schema is None:
+                raise ApiError(
+                    400,
+                    "response_format.json_schema.schema is missing",
+                    param="response_format.json_schema.schema",
+                    code="missing_required_parameter",
+                )
+            return Constraint(kind="json_schema", text=json.dumps(schema, ensure_ascii=False))
+        case _:
+            return None
+
+
+def _top_logprobs(request: ChatCompletionRequest | CompletionRequest) -> int:
+    if isinstance(request, CompletionRequest):
+        return request.logprobs or 0
+    return request.top_logprobs or 0
 
 
 def _either(asked: T | None, default: T) -> T:

@@ -58,6 +58,11 @@ class Choice:
         """Whether the piece brings a token, or only the rest of the text of the last one."""
         return piece.token is not self.last
 
+    def has_told(self, piece: Piece) -> None:
+        """That the piece's token has been sent."""
+        self.last = piece.token
+        self.told += 1
+
 
 Event = tuple[Choice, Piece | Exception | None]
 """A piece, what went wrong, or None at the end of the answer."""

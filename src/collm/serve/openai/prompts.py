@@ -28,8 +28,13 @@ class Room:
         return cls(context=architecture.context_length, vocabulary=architecture.vocab_size)
 
 
-def chat_ids(tokenizer: Tokenizer, messages: list[ChatMessage], room: Room) -> list[int]:
-    """Ids of a conversation, up to where the answer begins. Raises ApiError."""
+def chat_ids(
+    tokenizer: Tokenizer, messages: list[ChatMessage], room: Room, param: str = "messages"
+) -> list[int]:
+    """Ids of a conversation, up to where the answer begins. Raises ApiError.
+
+    param: what the conversation was given as.
+    """
     told = [
         {"role": "system" if m.role == "developer" else m.role, "content": _text(m)}
         for m in messages
@@ -37,8 +42,8 @@ def chat_ids(tokenizer: Tokenizer, messages: list[ChatMessage], room: Room) -> l
     try:
         ids = tokenizer.encode_chat(told)
     except PromptError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_value") from None
-    return _checked(ids, room, "messages")
+        raise ApiError(400, str(error), param=param, code="invalid_value") from None
+    return _checked(ids, room, param)
 
 
 def prompt_ids(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from collm.serve.openai.errors import ApiError, unsupported
+from collm.serve.openai.responses_schema import ResponseRequest
 from collm.serve.openai.schemas import ChatCompletionRequest, CompletionRequest
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -35,6 +36,38 @@ _INSTEAD = {
     "suffix": "this model cannot fill in the middle of a text; leave it out",
 }
 _NEVER = ("audio", "prediction", "web_search_options")
+
+
+_NO_RESPONSE: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "include": ([],),
+    "previous_response_id": (),
+    "conversation": (),
+    "prompt": (),
+    "reasoning": ({},),
+    "background": (False,),
+    "truncation": ("disabled",),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+}
+_RESPONSE_INSTEAD = {
+    "tools": "this model calls no tools; leave them out",
+    "tool_choice": "this model calls no tools; leave it out",
+    "previous_response_id": "responses are not kept here; send the turns so far as input",
+    "conversation": "conversations are not kept here; send the turns so far as input",
+    "reasoning": "this model has no reasoning to set; leave it out",
+}
+
+
+def check_response(request: ResponseRequest) -> None:
+    """Raises ApiError."""
+    for name in request.model_fields_set:
+        value = getattr(request, name)
+        if value is not None and name in _NO_RESPONSE and value not in _NO_RESPONSE[name]:
+            raise unsupported(name, _RESPONSE_INSTEAD.get(name, "not supported; leave it out"))
+    if request.text is not None and request.text.verbosity not in (None, "medium"):
+        raise unsupported("text.verbosity", "not supported; leave it out")
 
 
 def check_chat(request: ChatCompletionRequest) -> None:

@@ -9,30 +9,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 _MOST_STOPS = 16
 _MOST_PROMPTS = 64
 
+
+def _whole(value: object) -> object:
+    """24.0 is an integer, in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def only(*values: Any) -> WithJsonSchema:
+    """Told in the document: what passes. `refusals.py` says why others do not."""
+    return WithJsonSchema({"enum": [*values, None]})
+
+
+WHOLE = BeforeValidator(_whole)
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS, fail_fast=True)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class _Lenient(BaseModel):
+class Lenient(BaseModel):
     """Clients send along what they were sent: null, or empty, for what there is not."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class CollmOptions(_Strict):
+class CollmOptions(Strict):
     """How this answer is shared between device and cloud; what is left out is as the server is
     set."""
 
@@ -46,33 +58,33 @@ class CollmOptions(_Strict):
     deadline_ms: Annotated[float, Field(ge=0, le=3_600_000)] | None = Field(
         default=None, description="Longest time from token to token, in mode threshold; 0: none"
     )
-    draft: Annotated[int, Field(ge=1, le=128)] | None = Field(
+    draft: Annotated[int, Field(ge=1, le=128), WHOLE] | None = Field(
         default=None, description="Most tokens drafted before the cloud is asked"
     )
-    batch: Annotated[int, Field(ge=1, le=128)] | None = None
+    batch: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     ahead: Unit | None = None
     lookup: bool | None = None
-    segment: Annotated[int, Field(ge=1, le=255)] | None = None
-    passes: Annotated[int, Field(ge=0, le=1000)] | None = None
-    rank: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    segment: Annotated[int, Field(ge=1, le=255), WHOLE] | None = None
+    passes: Annotated[int, Field(ge=0, le=1000), WHOLE] | None = None
+    rank: Annotated[int, Field(ge=1, le=2**24), WHOLE] | None = None
     gap: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     """What a stream has besides its text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One turn. An assistant's may be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -86,7 +98,7 @@ class ChatMessage(_Strict):
     reasoning_content: str | None = None
 
 
-class JsonSchema(_Lenient):
+class JsonSchema(Lenient):
     """A schema that the answer has to meet."""
 
     name: Annotated[str, Field(max_length=64)] | None = None
@@ -95,19 +107,19 @@ class JsonSchema(_Lenient):
     strict: bool | None = None
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(Strict):
     """A JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(Strict):
     """JSON that a schema allows."""
 
     type: Literal["json_schema"]
@@ -119,30 +131,30 @@ ResponseFormat = Annotated[
 ]
 
 
-class _Common(_Strict):
+class _Common(Strict):
     """What both kinds of completion take."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     stop: Stops | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Unit | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**24)] | None = Field(
+    top_k: Annotated[int, Field(ge=-1, le=2**24), WHOLE] | None = Field(
         default=None, description="Sample among the k likeliest tokens; 0 or -1: all"
     )
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
     response_format: ResponseFormat | None = None
     collm: CollmOptions | None = None
     # Supported at their neutral values only.
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
-    min_p: Unit | None = None
+    frequency_penalty: Annotated[Penalty | None, only(0)] = None
+    presence_penalty: Annotated[Penalty | None, only(0)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
+    min_p: Annotated[Unit | None, only(0)] = None
     # Without any effect on the text.
     user: str | None = None
     store: bool | None = None
@@ -157,20 +169,20 @@ class ChatCompletionRequest(_Common):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
-    function_call: str | dict[str, Any] | None = None
-    modalities: Annotated[list[str], Field(fail_fast=True)] | None = None
-    audio: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    web_search_options: dict[str, Any] | None = None
+    functions: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
+    modalities: Annotated[list[Any] | None, only(["text"], [])] = None
+    audio: Annotated[dict[str, Any] | None, only()] = None
+    prediction: Annotated[dict[str, Any] | None, only()] = None
+    reasoning_effort: Annotated[str | None, only("none")] = None
+    verbosity: Annotated[str | None, only("medium")] = None
+    web_search_options: Annotated[dict[str, Any] | None, only()] = None
 
 
 class CompletionRequest(_Common):
@@ -182,7 +194,7 @@ class CompletionRequest(_Common):
         | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS, fail_fast=True)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=_MOST_PROMPTS, fail_fast=True)]
     )
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    suffix: str | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
+    suffix: Annotated[str | None, only("")] = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -53,17 +54,15 @@ class _Server(uvicorn.Server):
 
 def run_server(
     serving: Serving,
+    socket_: socket.socket,
     *,
-    host: str,
-    port: int,
     ready: Callable[[str], None],
     security: ServerSecurity = OPEN,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
-    host: as `check_listen` gives it. port: 0 takes a free one. ready: called with the URL.
-    security: certificate and key, for TLS. Raises LinkError where it cannot be listened on,
-    UsageError for a certificate that is none.
+    socket_: of `listening`. ready: called with the URL. security: certificate and key, for TLS.
+    Raises UsageError for a certificate that is none.
     """
     config = uvicorn.Config(
         make_app(serving),
@@ -80,18 +79,27 @@ def run_server(
     config.load()
     if security.is_encrypted:
         config.ssl = server_context(security)
-    listening = _listening(host, port)
     scheme = "https" if security.is_encrypted else "http"
-    url = f"{scheme}://{host}:{listening.getsockname()[1]}"
-    try:
-        asyncio.run(_Server(config, lambda: ready(url)).serve(sockets=[listening]))
-    finally:
-        listening.close()
+    host, port = socket_.getsockname()[:2]
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    asyncio.run(_Server(config, lambda: ready(url)).serve(sockets=[socket_]))
 
 
-def _listening(host: str, port: int) -> socket.socket:
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket whose clients wait until they are served.
+
+    host: as `check_listen` gives it. port: 0 takes a free one. Raises LinkError where it cannot be
+    listened on.
+    """
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=_BACKLOG)
+        made = socket.create_server((host.strip("[]"), port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise LinkError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise LinkError(f"cannot listen on {host}:{port}: {_why(error)}") from None
+    with made:
+        yield made
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

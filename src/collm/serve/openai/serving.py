@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from collm.config import Generation
-from collm.errors import Refused
+from collm.errors import PromptError, Refused
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.credentials import TokenFile
+from collm.runtime.constraints import check_constraint
 from collm.serve.engine import Engine
 from collm.serve.openai.errors import ApiError, busy
 from collm.serve.openai.live import Choice
@@ -66,9 +67,21 @@ class Serving:
         except Refused as error:
             _cancel(wanted)
             raise busy(error) from None
+        except PromptError as error:
+            _cancel(wanted)
+            raise self._blamed(error, wanted) from None
         except BaseException:
             _cancel(wanted)
             raise
+
+    def _blamed(self, error: PromptError, wanted: Sequence[Choice]) -> Exception:
+        """Which field of the request it was, where that can be told."""
+        constraint = wanted[0].generation.sampling.constraint
+        try:
+            check_constraint(self.engine.artifact, constraint, self.limits)
+        except PromptError as same:
+            return ApiError(400, str(same), param="response_format", code="invalid_value")
+        return error
 
 
 async def off_loop(work: Callable[[], T], undo: Callable[[T], None] = lambda _: None) -> T:

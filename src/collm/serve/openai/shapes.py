@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 FinishReason = Literal["stop", "length"]
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorInfo(_Shape):
+class ErrorInfo(Shape):
     """What is wrong, and what to do."""
 
     message: str
@@ -25,19 +25,19 @@ class ErrorInfo(_Shape):
     code: str | None
 
 
-class ErrorBody(_Shape):
+class ErrorBody(Shape):
     """Every error."""
 
     error: ErrorInfo
 
 
-class PromptTokens(_Shape):
+class PromptTokens(Shape):
     """Of the prompt's tokens."""
 
     cached_tokens: int
 
 
-class Usage(_Shape):
+class Usage(Shape):
     """Tokens."""
 
     prompt_tokens: int
@@ -46,7 +46,7 @@ class Usage(_Shape):
     prompt_tokens_details: PromptTokens
 
 
-class Way(_Shape):
+class Way(Shape):
     """How tokens are made from here on, and why."""
 
     mode: str
@@ -61,7 +61,7 @@ class ChangedWay(Way):
     index: int
 
 
-class Summary(_Shape):
+class Summary(Shape):
     """What an answer took. Times are milliseconds."""
 
     mode: str
@@ -88,7 +88,7 @@ class Summary(_Shape):
     changes: list[ChangedWay]
 
 
-class AnswerExtra(_Shape):
+class AnswerExtra(Shape):
     """What CoLLM adds to a response."""
 
     summary: Summary
@@ -96,7 +96,7 @@ class AnswerExtra(_Shape):
     seed: int | None = None
 
 
-class ChunkExtra(_Shape):
+class ChunkExtra(Shape):
     """What CoLLM adds to a chunk: of a token, of one that may be taken back, of the end."""
 
     source: str = ""
@@ -112,7 +112,7 @@ class ChunkExtra(_Shape):
     seed: int | None = None
 
 
-class TopLogprob(_Shape):
+class TopLogprob(Shape):
     """A token, and how likely it was."""
 
     token: str
@@ -126,14 +126,14 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(_Shape):
+class ChatLogprobs(Shape):
     """Of a chat completion."""
 
     content: list[TokenLogprob] | None
     refusal: None
 
 
-class TextLogprobs(_Shape):
+class TextLogprobs(Shape):
     """Of a plain completion."""
 
     tokens: list[str]
@@ -142,7 +142,7 @@ class TextLogprobs(_Shape):
     text_offset: list[int]
 
 
-class AnswerMessage(_Shape):
+class AnswerMessage(Shape):
     """The answer."""
 
     role: Literal["assistant"]
@@ -150,7 +150,7 @@ class AnswerMessage(_Shape):
     refusal: None
 
 
-class ChatChoice(_Shape):
+class ChatChoice(Shape):
     """One answer."""
 
     index: int
@@ -159,14 +159,14 @@ class ChatChoice(_Shape):
     finish_reason: FinishReason
 
 
-class _Base(_Shape):
+class Base(Shape):
     id: str
     created: int
     model: str
     system_fingerprint: str
 
 
-class ChatCompletion(_Base):
+class ChatCompletion(Base):
     """A whole chat completion."""
 
     object: Literal["chat.completion"]
@@ -175,7 +175,7 @@ class ChatCompletion(_Base):
     collm: AnswerExtra
 
 
-class Delta(_Shape):
+class Delta(Shape):
     """What comes on."""
 
     role: Literal["assistant"] = "assistant"
@@ -183,7 +183,7 @@ class Delta(_Shape):
     refusal: None = None
 
 
-class ChatChunkChoice(_Shape):
+class ChatChunkChoice(Shape):
     """A piece of one answer."""
 
     index: int
@@ -192,7 +192,7 @@ class ChatChunkChoice(_Shape):
     finish_reason: FinishReason | None
 
 
-class ChatChunk(_Base):
+class ChatChunk(Base):
     """An event of a streamed chat completion."""
 
     object: Literal["chat.completion.chunk"]
@@ -201,7 +201,7 @@ class ChatChunk(_Base):
     collm: ChunkExtra | None = None
 
 
-class TextChoice(_Shape):
+class TextChoice(Shape):
     """One answer, or a piece of one."""
 
     index: int
@@ -210,7 +210,7 @@ class TextChoice(_Shape):
     finish_reason: FinishReason | None
 
 
-class TextCompletion(_Base):
+class TextCompletion(Base):
     """A whole plain completion."""
 
     object: Literal["text_completion"]
@@ -219,7 +219,7 @@ class TextCompletion(_Base):
     collm: AnswerExtra
 
 
-class TextChunk(_Base):
+class TextChunk(Base):
     """An event of a streamed plain completion."""
 
     object: Literal["text_completion"]
@@ -228,7 +228,7 @@ class TextChunk(_Base):
     collm: ChunkExtra | None = None
 
 
-class ModelInfo(_Shape):
+class ModelInfo(Shape):
     """A model that may be asked."""
 
     id: str
@@ -237,14 +237,14 @@ class ModelInfo(_Shape):
     owned_by: str
 
 
-class ModelList(_Shape):
+class ModelList(Shape):
     """All of them."""
 
     object: Literal["list"]
     data: list[ModelInfo]
 
 
-class Tier(_Shape):
+class Tier(Shape):
     """Who runs layers `first` to `last`, the last one not included."""
 
     role: Literal["device", "edge server", "cloud"]
@@ -257,7 +257,7 @@ class Tier(_Shape):
     error: str = ""
 
 
-class Status(_Shape):
+class Status(Shape):
     """How the server is."""
 
     model: str
@@ -284,7 +284,7 @@ class Status(_Shape):
     tiers: list[Tier]
 
 
-class Health(_Shape):
+class Health(Shape):
     """Of a probe."""
 
     status: Literal["ok"]

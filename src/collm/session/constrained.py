@@ -1,0 +1,54 @@
+"""The constraint of a cloud's session: compiled while others have their turn, then followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from collm.config import Constraint, Sampling
+from collm.limits import Limits
+from collm.model.artifact import Artifact
+from collm.runtime.constraints import Masks
+from collm.session.aside import aside
+
+_SLICE_SECONDS: Final = 0.02
+
+
+class Constrained:
+    """Of one session; no more than one constraint at a time."""
+
+    def __init__(self, artifact: Artifact, limits: Limits) -> None:
+        self._artifact = artifact
+        self._limits = limits
+        self._masks: Masks | None = None
+
+    def prepare(self, sampling: Sampling | None) -> Iterator[None]:
+        """Have the masks of a question ready; yields while they are made.
+
+        Raises PromptError for a constraint that cannot be kept to.
+        """
+        constraint = sampling.constraint if sampling is not None else None
+        if constraint is None:
+            self.forget()
+        if constraint is None or self._is(constraint):
+            return
+        made = (Masks(self._artifact, one, self._limits) for one in (constraint,))
+        for masks in aside(made, _SLICE_SECONDS):
+            if masks is None:
+                yield None
+            else:
+                self._masks = masks
+
+    def masks(self, sampling: Sampling) -> Masks | None:
+        """What a question with this sampling has to keep to, which was prepared."""
+        if sampling.constraint is None:
+            return None
+        assert self._masks is not None and self._is(sampling.constraint)
+        return self._masks
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self._masks = None
+
+    def _is(self, constraint: Constraint) -> bool:
+        return self._masks is not None and self._masks.constraint == constraint
