@@ -127,23 +127,32 @@ class Engine(Closing):
 
     def start(self, prompt_ids: Sequence[int], generation: Generation) -> Reply:
         """Begin an answer. Raises Refused (busy) where too many wait, and what an edge's does."""
-        edge = self._edge(generation.mode)
-        settings = self.settings
+        self._check_room()
+        answer = self._edge(generation.mode).answer(prompt_ids, generation)
+        reply = Reply(answer, self._ended)
         with self._lock:
-            if self._is_closed.is_set():
-                raise Refused("busy", "this server is shutting down", self._limits.retry_seconds)
-            if len(self._replies) >= settings.most_active + settings.most_waiting:
-                raise Refused(
-                    "busy",
-                    f"{settings.most_active} answers are under way and {settings.most_waiting} "
-                    "requests wait; try again",
-                    self._limits.retry_seconds,
-                )
-            reply = Reply(edge.answer(prompt_ids, generation), self._ended)
+            self._refuse_beyond()
             self._replies.add(reply)
             self._waiting += 1
         self._pool.submit(self._run, reply)
         return reply
+
+    def _check_room(self) -> None:
+        """Before work is done for it."""
+        with self._lock:
+            self._refuse_beyond()
+
+    def _refuse_beyond(self) -> None:
+        settings = self.settings
+        if self._is_closed.is_set():
+            raise Refused("busy", "this server is shutting down", self._limits.retry_seconds)
+        if len(self._replies) >= settings.most_active + settings.most_waiting:
+            raise Refused(
+                "busy",
+                f"{settings.most_active} answers are under way and {settings.most_waiting} "
+                "requests wait; try again",
+                self._limits.retry_seconds,
+            )
 
     def status(self) -> EngineStatus:
         """What is going on; never waits for the cloud."""
