@@ -100,8 +100,9 @@ class Script:
             if ask.startswith("offline"):
                 async for chunk in self._offline():
                     yield chunk
-            elif found := re.match(r"long (\d+)", ask):
-                async for chunk in self._some(_long(int(found[1])), mode, 0.0):
+            elif found := re.match(r"long (\d+)(?: (\d+))?", ask):
+                pace = int(found[2] or 0)
+                async for chunk in self._some(_long(int(found[1])), mode, 1 / pace if pace else 0):
                     yield chunk
             elif ask.startswith("slow"):
                 async for chunk in self._some(_long(2000), mode, 0.03):

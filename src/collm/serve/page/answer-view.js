@@ -1,7 +1,7 @@
 // One answer on the page: its text, what went wrong with it, its summary and its buttons.
 
 import { ShareBar } from "./charts.js";
-import { announce, eachFrame, el, iconButton } from "./dom.js";
+import { announce, el, iconButton, inFrames } from "./dom.js";
 import { inspectable } from "./inspector.js";
 import { listed } from "./sources.js";
 import { milliseconds, percent } from "./words.js";
@@ -27,7 +27,7 @@ export class AnswerView {
     this.writer = new AnswerWriter(this.text, answer);
     this.element = el("section.answer", { "aria-label": label(answer) }, this.#head(), this.text, this.note, this.foot);
     inspectable(this.text, (span) => this.#token(span));
-    this.drawSoon = eachFrame(() => this.#draw());
+    this.drawSoon = inFrames(() => this.#draw());
     this.unwatch = answer.watch(this.drawSoon);
     this.wasLive = answer.live;
     this.countdown = 0;

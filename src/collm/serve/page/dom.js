@@ -59,17 +59,24 @@ export function announce(text) {
   region.textContent = announced++ % 2 ? `${text}\u00a0` : text;
 }
 
-/** At most one call a frame; the last arguments win. */
-export function eachFrame(work) {
+const FRAME_MS = 50; // a frame costs more than the tokens in it; twenty a second read well
+
+/** A function that asks for `work` to be done in a frame to come: at most every `FRAME_MS`. */
+export function inFrames(work) {
   let asked = false;
+  let last = 0;
+  const draw = (now) => {
+    asked = false;
+    last = now ?? performance.now();
+    work();
+  };
   return () => {
     if (asked) return;
     asked = true;
+    const wait = last + FRAME_MS - performance.now();
     // A hidden page draws no frames, but its conversation still has to be kept up.
-    const later = document.hidden ? (f) => setTimeout(f, 200) : requestAnimationFrame;
-    later(() => {
-      asked = false;
-      work();
-    });
+    if (document.hidden) setTimeout(draw, 200);
+    else if (wait > 8) setTimeout(() => requestAnimationFrame(draw), wait - 8);
+    else requestAnimationFrame(draw);
   };
 }

@@ -1,6 +1,6 @@
 // The end of the conversation stays in sight while it grows, unless the reader has scrolled up.
 
-import { byId, eachFrame } from "./dom.js";
+import { byId } from "./dom.js";
 
 const NEAR_PX = 60;
 
@@ -11,10 +11,12 @@ export class Scroller {
     this.stuck = true;
     this.box.addEventListener("scroll", () => this.#look(), { passive: true });
     this.button.addEventListener("click", () => this.toEnd());
-    this.follow = eachFrame(() => {
-      if (this.stuck) this.box.scrollTop = this.box.scrollHeight;
-      else this.#look();
-    });
+  }
+
+  /** The page may have grown. To be called where a frame is drawn: it needs the layout. */
+  follow() {
+    if (this.stuck) this.box.scrollTop = this.box.scrollHeight;
+    else this.#look();
   }
 
   toEnd() {

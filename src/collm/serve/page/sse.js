@@ -38,22 +38,24 @@ export async function* batches(body, idleMs) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
   const parser = new EventParser();
+  let heard = performance.now();
+  let late = false;
+  // One timer for all reads: one for each would cost more than the token that comes with it.
+  const watch = setInterval(() => {
+    late = performance.now() - heard > idleMs;
+    if (late) reader.cancel().catch(() => {});
+  }, 1000);
   try {
     for (;;) {
-      const { value, done } = await within(reader.read(), idleMs);
+      const { value, done } = await reader.read();
+      if (late) throw new StreamError(`nothing came for ${idleMs / 1000} seconds`);
       if (done) return;
+      heard = performance.now();
       const events = parser.push(decoder.decode(value, { stream: true }));
       if (events.length) yield events;
     }
   } finally {
+    clearInterval(watch);
     reader.cancel().catch(() => {}); // it has ended already where it failed
   }
-}
-
-function within(promise, ms) {
-  let timer;
-  const late = new Promise((_, fail) => {
-    timer = setTimeout(() => fail(new StreamError(`nothing came for ${ms / 1000} seconds`)), ms);
-  });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
