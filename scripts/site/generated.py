@@ -115,7 +115,9 @@ def _type(about: dict[str, Any], schema: dict[str, Any]) -> str:
 
 def _short(number: float) -> str:
     power = int(number).bit_length() - 1
-    return f"2^{power}" if number > 9_999_999 and number == 2**power else f"{number:g}"
+    if number > 9_999_999 and number == 2**power:
+        return f"2^{power}"
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
 def metrics() -> str:

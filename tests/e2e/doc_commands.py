@@ -164,7 +164,9 @@ class World:
         if words[0] == "collm":
             pid = self._processes.begin(words, self.folder, out, err)
             while (code := self._processes.code(pid)) is None:
-                assert time.monotonic() - began < COMMAND_SECONDS, str(block)
+                if time.monotonic() - began > COMMAND_SECONDS:
+                    self._processes.end(pid)
+                    raise AssertionError(f"{block}: not done after {COMMAND_SECONDS:g} s")
                 time.sleep(0.02)
         else:
             with out.open("wb") as said, err.open("wb") as warned:

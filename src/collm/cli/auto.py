@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import typer
 from rich.console import Console
 
+from collm.cli.options import given_options as given_options
 from collm.cli.plan import plan_world, words_of
 from collm.config import Generation
 from collm.errors import UsageError
@@ -38,12 +38,6 @@ class Asked:
     threads: int
     given: Collection[str]
     """Names of the options that the user gave a value."""
-
-
-def given_options(context: typer.Context) -> frozenset[str]:
-    """Names of the parameters whose values are the user's."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return frozenset(n for n, source in sources.items() if source and source.name != "DEFAULT")
 
 
 class AutoPlan(Closing):

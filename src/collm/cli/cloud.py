@@ -32,6 +32,7 @@ from collm.serve.artifacts import artifact_server
 from collm.serve.cloud_process import Upstream, run_cloud
 from collm.serve.logs import logs
 from collm.serve.metrics import metrics_server
+from collm.serve.registry import registered
 from collm.session.self_draft import SelfDraft, self_draft
 from collm.session.server_exits import ServerExits, server_exits
 from collm.wire.codec import ROW_FORMATS
@@ -145,6 +146,16 @@ def cloud_command(
     _check_reaches_the_end(opened, layers, above)
 
     def ready(address: str) -> None:
+        stack.enter_context(
+            registered(
+                kind="edge server" if above is not None else "cloud",
+                address=address,
+                artifact=opened,
+                layers=layers,
+                cloud=upstream,
+                metrics=where,
+            )
+        )
         if spawned:
             print(address, flush=True)
         else:
@@ -153,6 +164,7 @@ def cloud_command(
             print(f"serving{share} {name} ({opened.fingerprint[:12]}) on {address}", flush=True)
 
     with ExitStack() as stack:
+        where = ""
         stack.enter_context(logs(log))
         if metrics:
             server = metrics_server(metrics, tokens=tokens, insecure=insecure)

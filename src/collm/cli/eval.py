@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from collm.cli.eval_policy import eval_policy_command
 from collm.cli.eval_quality import eval_quality_command
 from collm.cli.options import JsonOption, ThreadsOption, numbers, output_file, thread_count
 from collm.cli.progress import counting_bar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 evaluation = typer.Typer(help="Measure how good exits are.", no_args_is_help=True)
 evaluation.command("quality")(eval_quality_command)
+evaluation.command("policy")(eval_policy_command)
 
 DataOption = Annotated[
     Path, typer.Option("--data", help="A corpus made by collm synthesize; its held-out part.")

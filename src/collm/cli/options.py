@@ -115,6 +115,12 @@ def needs_torch(verb: str) -> None:
         raise UsageError(f"collm {verb} needs PyTorch: pip install 'collm[tune]'")
 
 
+def given_options(context: typer.Context) -> frozenset[str]:
+    """Names of the parameters whose values are the user's."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(n for n, source in sources.items() if source and source.name != "DEFAULT")
+
+
 def output_file(path: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done for it."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):

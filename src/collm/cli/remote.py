@@ -13,8 +13,10 @@ from collm.link.address import parse_address
 from collm.link.credentials import ClientSecurity
 from collm.link.source_address import is_source
 from collm.model.artifact import Artifact
+from collm.model.inventory import find
 from collm.model.manifest import Manifest
-from collm.session.placed import default_placement, placed_files
+from collm.model.store import Store, default_root
+from collm.session.placed import default_placement, exits_in_use, placed_files
 from collm.session.pull import Choose, Pulled, PullSettings, pull
 
 
@@ -66,7 +68,7 @@ def open_artifact(
     host. Raises UsageError, LinkError.
     """
     if not is_source(text):
-        return Artifact(Path(text))
+        return Artifact(named_folder(text))
     if cloud == "spawn":
         raise UsageError(
             "--cloud spawn needs the whole artifact on this machine: fetch it with collm pull "
@@ -79,6 +81,46 @@ def open_artifact(
         security = replace(security, token="")
     pulled = pull_shown(addresses, choose, PullSettings(security=security))
     return Artifact(pulled.folder, fetch=pulled.fetch)
+
+
+def open_placed(
+    text: str,
+    mode: str | None,
+    layers: int | None,
+    exits: Sequence[int] | None,
+    cloud: str | None,
+    security: ClientSecurity,
+) -> tuple[Artifact, int, str]:
+    """The artifact, how many of its layers are run here, and the mode. Raises UsageError."""
+    if cloud is None and layers is None:
+        if is_source(text):
+            raise UsageError(
+                f"{text[:80]}: without a cloud the whole model is needed here: fetch it with collm "
+                "pull --all, or name a --cloud"
+            )
+        opened = Artifact(named_folder(text))
+        return opened, opened.architecture.layers, mode or "verified"
+    opened = open_artifact(text, mode or "verified", layers, exits, cloud, security)
+    placed = default_placement(opened.manifest) if layers is None else layers
+    is_alone = cloud is None and placed < opened.architecture.layers
+    chosen = mode or ("standalone" if is_alone else "verified")
+    exits_in_use(opened.manifest, chosen, placed, exits)  # or what is wrong with it
+    return opened, placed, chosen
+
+
+def named_folder(text: str) -> Path:
+    """The folder `text`, or the one of the artifact that has this name in the user's store.
+
+    Raises UsageError where several have.
+    """
+    folder = Path(text)
+    if "/" in text or folder.exists() or not default_root().is_dir():
+        return folder
+    found = find(Store(), text)
+    if len(found) > 1:
+        told = ", ".join(str(one.folder) for one in found)
+        raise UsageError(f"{text}: there are several artifacts of that name; name one of {told}")
+    return found[0].folder if found else folder
 
 
 def _host(address: str) -> str:

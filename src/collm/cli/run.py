@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 
 from collm.cli.auto import Asked, AutoPlan, given_options
+from collm.cli.cloud_link import cloud_link as cloud_link
 from collm.cli.explain import explain_ways
 from collm.cli.options import (
     AheadOption,
@@ -50,20 +50,12 @@ from collm.cli.security import (
     CertOption,
     KeyOption,
     TokenFileOption,
-    check_token_stays_secret,
     client_security,
 )
 from collm.cli.show import Palette, PiecePrinter, account_line
 from collm.config import Generation, Refinement, Sampling
-from collm.errors import PlacementError, PromptError, UsageError
-from collm.limits import DEFAULT_LIMITS
-from collm.link.base import Link
-from collm.link.credentials import ClientSecurity
-from collm.link.dialer import Dialer
-from collm.link.grpc_client import OPEN
-from collm.link.route_prober import RouteProber
+from collm.errors import PlacementError, PromptError
 from collm.serve.metrics import metrics_server
-from collm.serve.spawn import spawned_cloud
 from collm.session.answer import Answer
 from collm.session.edge import Edge
 from collm.session.events import Account
@@ -71,35 +63,6 @@ from collm.session.placed import default_placement as default_placement
 
 _CONTEXT = 256
 """Positions of a prompt that a plan leaves room for."""
-_ROUTES = ("order", "measured")
-
-
-@contextmanager
-def cloud_link(
-    artifact: Path,
-    cloud: str | None,
-    threads: int,
-    security: ClientSecurity = OPEN,
-    route: str = "order",
-) -> Iterator[Callable[[], Link] | None]:
-    """What makes a link to the cloud that the user named, or to one of several.
-
-    `spawn` starts one. route: in the order given, or as measured. Raises UsageError.
-    """
-    if route not in _ROUTES:
-        raise UsageError(f"--route {route!r}: expected one of {', '.join(_ROUTES)}")
-    with ExitStack() as stack:
-        if cloud is None:
-            yield None
-            return
-        addresses = cloud.split(",")
-        if cloud == "spawn":
-            spawned = spawned_cloud(artifact, threads=threads, limits=DEFAULT_LIMITS)
-            addresses = [stack.enter_context(spawned).address]
-        check_token_stays_secret(addresses, security)
-        is_measured = route == "measured" and len(addresses) > 1
-        prober = RouteProber(addresses, DEFAULT_LIMITS, security) if is_measured else None
-        yield Dialer(addresses, DEFAULT_LIMITS, security, route=prober)
 
 
 def run_command(

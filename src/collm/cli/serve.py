@@ -37,7 +37,7 @@ from collm.cli.options import (
     numbers,
     thread_count,
 )
-from collm.cli.remote import open_artifact
+from collm.cli.remote import open_placed
 from collm.cli.run import cloud_link
 from collm.cli.security import (
     CaOption,
@@ -48,10 +48,8 @@ from collm.cli.security import (
 )
 from collm.config import Generation, Sampling
 from collm.errors import PlacementError, UsageError
-from collm.link.credentials import ClientSecurity, ServerSecurity, TokenFile
+from collm.link.credentials import ServerSecurity, TokenFile
 from collm.link.grpc_server import check_listen
-from collm.link.source_address import is_source
-from collm.model.artifact import Artifact
 from collm.serve.cloud_process import keep_memory_together
 from collm.serve.engine import Engine, EngineSettings
 from collm.serve.logs import logs
@@ -59,7 +57,7 @@ from collm.serve.openai.guard import allowed_hosts
 from collm.serve.openai.page import FOLDER
 from collm.serve.openai.server import listening, run_server
 from collm.serve.openai.serving import Serving
-from collm.session.placed import default_placement, exits_in_use
+from collm.serve.registry import registered
 
 _CONTEXT = 1024
 """Positions of prompt and answer that a plan leaves room for."""
@@ -160,7 +158,7 @@ def serve_command(
     security = client_security(ca, cert, key, token_file)
     chosen = None if exits is None else tuple(numbers("--exits", exits))
     layers = None if placement in (None, "auto") else layer_count("--placement", placement or "")
-    opened, layers, mode = _opened(artifact, mode, layers, chosen, cloud, security)
+    opened, layers, mode = open_placed(artifact, mode, layers, chosen, cloud, security)
     defaults = Generation(
         mode=mode,
         threshold=threshold,
@@ -229,34 +227,19 @@ def serve_command(
         def ready(url: str) -> None:
             is_part = layers < opened.architecture.layers
             share = f"layers 0 to {layers} of " if is_part else ""
+            about = registered(
+                kind="serve",
+                address=url,
+                artifact=opened,
+                layers=range(layers),
+                mode=defaults.mode,
+                cloud=cloud or "",
+                metrics=f"{url}/metrics",
+            )
+            stack.enter_context(about)
             print(f"serving {share}{serving.name} on {url} (API: {url}/v1)", flush=True)
 
         run_server(serving, taken, ready=ready, security=server)
-
-
-def _opened(
-    text: str,
-    mode: str | None,
-    layers: int | None,
-    exits: tuple[int, ...] | None,
-    cloud: str | None,
-    security: ClientSecurity,
-) -> tuple[Artifact, int, str]:
-    """The artifact, how many of its layers are run here, and the mode. Raises UsageError."""
-    if cloud is None and layers is None:
-        if is_source(text):
-            raise UsageError(
-                f"{text[:80]}: without a cloud the whole model is needed here: fetch it with collm "
-                "pull --all, or name a --cloud"
-            )
-        opened = Artifact(Path(text))
-        return opened, opened.architecture.layers, mode or "verified"
-    opened = open_artifact(text, mode or "verified", layers, exits, cloud, security)
-    placed = default_placement(opened.manifest) if layers is None else layers
-    is_alone = cloud is None and placed < opened.architecture.layers
-    chosen = mode or ("standalone" if is_alone else "verified")
-    exits_in_use(opened.manifest, chosen, placed, exits)  # or what is wrong with it
-    return opened, placed, chosen
 
 
 def _bracketed(host: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
+from collm.cli.table import kilobytes as kilobytes
+from collm.cli.table import megabytes as megabytes
+from collm.cli.table import plain_table as plain_table
+from collm.cli.table import wide_console as wide_console
 from collm.session.events import Account, Piece
 
 _EXIT_COLOURS = ("bright_green", "bright_cyan", "bright_blue", "bright_magenta")
@@ -93,27 +96,3 @@ def account_line(account: Account) -> str:
             f"{account.logprob_before:.2f} before, {account.logprob_after:.2f} after"
         )
     return line
-
-
-def wide_console(width: int) -> Console:
-    """The terminal, or one of `width` characters where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
-
-
-def plain_table(title: str | None, columns: list[str]) -> Table:
-    """A table whose first column is words and whose others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
-def kilobytes(count: int) -> str:
-    """Bytes for people, 1 kB = 1000 B."""
-    return f"{count / 1000:.1f} kB"
-
-
-def megabytes(count: int) -> str:
-    """Bytes for people, 1 MB = 1,000,000 B."""
-    return f"{count / 1e6:.0f} MB"

@@ -42,7 +42,7 @@ def make_room(store: Store, needed: Mapping[str, int], budget: int) -> int:
     """
     check_budget(needed, budget)
     kept = sorted(_kept(store), key=lambda one: one.used)
-    pinned = _pinned(store)
+    held = pinned(store)
     to_come = sum(needed.values()) - sum(one.bytes for one in kept if one.sha256 in needed)
     excess = sum(one.bytes for one in kept) + to_come - budget
     folders: list[tuple[Path, Manifest]] | None = None
@@ -50,7 +50,7 @@ def make_room(store: Store, needed: Mapping[str, int], budget: int) -> int:
     for one in kept:
         if freed >= excess:
             break
-        if one.sha256 in needed or one.sha256 in pinned:
+        if one.sha256 in needed or one.sha256 in held:
             continue
         if one.path.name.endswith(PARTIAL):
             lock = try_lock(one.path, create=False)
@@ -59,7 +59,7 @@ def make_room(store: Store, needed: Mapping[str, int], budget: int) -> int:
             with lock:
                 lock.unlink()
         else:
-            folders = list(_folders(store)) if folders is None else folders
+            folders = list(folders_of(store)) if folders is None else folders
             _unlink(one, folders)
         freed += one.bytes
     if freed < excess:
@@ -79,7 +79,7 @@ def _kept(store: Store) -> Iterator[_Kept]:
             yield _Kept(path=path, sha256=name, bytes=found.st_size, used=used)
 
 
-def _pinned(store: Store) -> set[str]:
+def pinned(store: Store) -> set[str]:
     """What pulls that are alive need; what dead ones left behind is removed."""
     found: set[str] = set()
     for path in store.pins.iterdir():
@@ -93,7 +93,7 @@ def _pinned(store: Store) -> set[str]:
     return found
 
 
-def _folders(store: Store) -> Iterator[tuple[Path, Manifest]]:
+def folders_of(store: Store) -> Iterator[tuple[Path, Manifest]]:
     for register in store.folders.iterdir():
         try:
             folder = Path(register.read_text())

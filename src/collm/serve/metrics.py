@@ -1,10 +1,16 @@
-"""Prometheus reads `collm.metrics` here: GET /metrics over HTTP, in a thread."""
+"""Prometheus reads `collm.metrics` here: GET /metrics over HTTP, in a thread.
+
+Over TCP where a user asks for it, and over a Unix socket for `collm top`.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -30,6 +36,18 @@ class _Server(WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         return  # a scraper that went away is no news
+
+
+class _SocketServer(_Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # not HTTPServer's, which wants a host and a port
+        self.server_name, self.server_port = "localhost", 0
+        self.setup_environ()
+
+    def get_request(self) -> Any:
+        return super().get_request()[0], ("localhost", 0)
 
 
 class _Quiet(WSGIRequestHandler):
@@ -62,10 +80,35 @@ def metrics_server(
         )
     except OSError as error:
         raise LinkError(f"cannot listen on {listen}: {error.strerror or error}") from None
+    with _serving(server):
+        yield f"{host}:{server.server_port}"
+
+
+@contextmanager
+def socket_metrics(path: Path) -> Iterator[None]:
+    """Publish on a Unix socket at `path` meanwhile, for this user alone; it is removed at the end.
+
+    Raises OSError.
+    """
+    path.unlink(missing_ok=True)
+    server = _SocketServer(str(path), _Quiet)  # type: ignore[arg-type]  # a path, not host and port
+    server.set_app(make_wsgi_app(REGISTRY))
+    try:
+        os.chmod(path, 0o600)
+        with _serving(server):
+            yield
+    finally:
+        server.server_close()
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def _serving(server: WSGIServer) -> Iterator[None]:
     thread = threading.Thread(target=server.serve_forever, name="collm-metrics", daemon=True)
     thread.start()
     try:
-        yield f"{host}:{server.server_port}"
+        yield
     finally:
         server.shutdown()
         server.server_close()

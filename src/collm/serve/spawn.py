@@ -20,6 +20,8 @@ from collm.errors import LinkError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.shapes import LinkShape
 
+_COLLM = (sys.executable, "-m", "collm", "--no-config")
+"""What the user's configuration says of clouds is not meant for those of our own."""
 _ANYWHERE = "127.0.0.1:0"
 
 
@@ -74,7 +76,7 @@ def spawned_serve(
 
     arguments: more of its own. Raises LinkError as `spawned_cloud` does.
     """
-    command = [sys.executable, "-m", "collm", "serve", str(folder), "--port", "0", *arguments]
+    command = [*_COLLM, "serve", str(folder), "--port", "0", *arguments]
     with _process(command, limits, "serve") as (process, line):
         found = re.search(r"https?://[^ ]+", line)
         if found is None:
@@ -103,7 +105,7 @@ def _spawned(
     words: Sequence[str], limits: Limits, name: str, listen: str = _ANYWHERE
 ) -> Iterator[Spawned]:
     """`collm WORDS --listen … --spawned`, which says its address in a line."""
-    command = [sys.executable, "-m", "collm", *words, "--listen", listen, "--spawned"]
+    command = [*_COLLM, *words, "--listen", listen, "--spawned"]
     with _process(command, limits, name) as (process, address):
         yield Spawned(address=address, pid=process.pid, say=partial(_say, process))
 

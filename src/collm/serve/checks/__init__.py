@@ -1,0 +1,1 @@
+"""What `collm doctor` looks at: each check yields findings, and never raises for what is wrong."""
