@@ -1,7 +1,7 @@
 """Pictures of the chat page in its states, for people to look at: `page_screenshots.py OUT`.
 
-The server plays a script (tests/e2e/scripted_server.py), so the same pictures come out each time.
-`--address URL` instead takes the two that README and docs show, of a `collm serve` that runs there.
+The server plays a script (tests/e2e/page/scripted_server.py), so the same pictures come out each
+time. `--address URL` instead takes the two that README and docs show, of a `collm serve` there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.e2e.browser import launched
-from tests.e2e.scripted_server import Script, scripted_server
+from tests.e2e.page.browser import launched
+from tests.e2e.page.scripted_server import Script, scripted_server
 
 WIDE = (1360, 860)
 PHONE = (390, 844)
