@@ -17,8 +17,8 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.e2e.browser import launched
-from tests.e2e.scripted_server import scripted_server
+from tests.e2e.page.browser import launched
+from tests.e2e.page.scripted_server import scripted_server
 
 _PARTS = ("TaskDuration", "ScriptDuration", "LayoutDuration", "RecalcStyleDuration")
 

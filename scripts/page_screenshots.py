@@ -1,12 +1,13 @@
 """Pictures of the chat page in its states, for people to look at: `page_screenshots.py OUT`.
 
-The server plays a script (tests/e2e/scripted_server.py), so the same pictures come out each time.
-`--docs` writes the two that README and docs show.
+The server plays a script (tests/e2e/page/scripted_server.py), so the same pictures come out each
+time. `--address URL` instead takes the two that README and docs show, of a `collm serve` there.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.e2e.browser import launched
-from tests.e2e.scripted_server import Script, scripted_server
+from tests.e2e.page.browser import launched
+from tests.e2e.page.scripted_server import Script, scripted_server
 
 WIDE = (1360, 860)
 PHONE = (390, 844)
@@ -26,14 +27,15 @@ def main() -> None:
     """Take them all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--docs", action="store_true")
+    parser.add_argument("--address", default="")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.address:
+        _real(asked.out, asked.address)
+        return
     with scripted_server() as (address, script), sync_playwright() as playwright:
         browser = launched(playwright)
         for name, (size, theme, act) in _SHOTS.items():
-            if asked.docs and name not in ("page-light", "page-dark"):
-                continue
             script.reset()
             page = _opened(browser, address, size, theme)
             act(page, script)
@@ -41,6 +43,25 @@ def main() -> None:
             page.screenshot(path=asked.out / f"{name}.png")
             page.context.close()
             print(asked.out / f"{name}.png")
+        browser.close()
+
+
+def _real(out: Path, address: str) -> None:
+    """The two of a real server: what its model writes, greedily, and how."""
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+        for theme in ("light", "dark"):
+            page = _opened(browser, address, WIDE, theme)
+            page.locator("#settings-button").click()
+            page.get_by_label("Temperature").fill("0")
+            page.get_by_label("Most tokens").fill("110")
+            page.get_by_role("button", name="Save").click()
+            _ask(page, "Why do leaves change their colour in autumn?")
+            page.wait_for_timeout(8000)  # a line of round trips
+            page.locator(".answer p .t[class*=s-exit]", has_text=re.compile(r"\w{4}")).last.hover()
+            page.wait_for_timeout(400)
+            page.screenshot(path=out / f"page-{theme}.png")
+            page.context.close()
         browser.close()
 
 

@@ -63,7 +63,6 @@ export class AnswerView {
     this.element.classList.toggle("live", answer.live);
     this.element.dataset.state = answer.state;
     this.text.setAttribute("aria-busy", String(answer.live));
-    this.ondraw?.();
     const key = `${answer.state} ${answer.offline} ${this.place.at} ${this.place.of} ${this.place.last}`;
     if (key !== this.stateKey) {
       this.stateKey = key;
@@ -72,6 +71,7 @@ export class AnswerView {
       if (this.wasLive && !answer.live) this.#say();
       this.wasLive = answer.live;
     }
+    this.ondraw?.();
   }
 
   #notes() {

@@ -246,7 +246,8 @@ class Page {
     byId("server").dataset.state = state;
     byId("server-name").textContent = status?.model ?? "No server";
     byId("server-state").textContent = words;
-    byId("welcome-model").textContent = status?.model ?? "";
+    const where = cloud.length ? "runs in part here and in part in the cloud." : "runs on this machine.";
+    byId("welcome-model").textContent = status ? `${status.model} ${where}` : "";
     if (status) this.composer.setModes(status);
     if (error?.kind === "auth") this.#wantKey(error.message);
     else if (!error && byId("key-form").hidden === false && !this.keyBusy) byId("key-form").hidden = true;

@@ -95,5 +95,6 @@ export class TurnView {
     this.verdict.textContent = verdict(found, compared.map((tokens) => tokens.length), done);
     this.views[0]?.writer.mark(found.left);
     this.views[1]?.writer.mark(found.right);
+    this.moved(); // marked tokens are bold, and lines break elsewhere
   }
 }

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-from tests.e2e.browser import launched
+from playwright.sync_api import Browser, Page, expect
 
 from collm.link.shaper import LinkShaper
 from collm.link.shapes import LinkShape
@@ -45,17 +44,16 @@ def serve(artifact: Path, cloud: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = launched(playwright)
-        opened = browser.new_page(viewport={"width": 1360, "height": 860})
-        opened.set_default_timeout(20_000)
-        said: list[str] = []
-        opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.on("console", lambda message: said.append(message.text))
-        yield opened
-        browser.close()
-        assert not said
+def live_page(browser: Browser) -> Iterator[Page]:
+    """A page of its own; anything it says on the console fails the test."""
+    opened = browser.new_page(viewport={"width": 1360, "height": 860})
+    opened.set_default_timeout(20_000)
+    said: list[str] = []
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("console", lambda message: said.append(message.text))
+    yield opened
+    opened.close()
+    assert not said
 
 
 def finished(page: Page) -> str:
@@ -64,8 +62,9 @@ def finished(page: Page) -> str:
 
 
 def test_a_cut_link_shows_previews_and_then_the_same_text(
-    smollm2: Path, cloud: str, page: Page
+    smollm2: Path, cloud: str, live_page: Page
 ) -> None:
+    page = live_page
     expect.set_options(timeout=20_000)
     link = LinkShaper(SLOW, "127.0.0.1:0", cloud)
     try:

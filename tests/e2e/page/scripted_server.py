@@ -326,7 +326,13 @@ def scripted_server() -> Iterator[tuple[str, Script]]:
         Route("/v1/models", script.models),
         Route("/collm/status", script.status),
     ]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="error", ws="none")
+    config = uvicorn.Config(
+        Starlette(routes=routes),
+        port=0,
+        log_level="critical",  # answers that nobody waits for any more are cut off at the end
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -337,5 +343,6 @@ def scripted_server() -> Iterator[tuple[str, Script]]:
     try:
         yield f"http://127.0.0.1:{port}/", script
     finally:
+        script.back.set()  # a thread may still wait for it
         server.should_exit = True
         thread.join(10)
