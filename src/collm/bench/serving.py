@@ -9,7 +9,7 @@ Three questions, with one cloud process and one server process of this machine:
   its reader, and the CPU time of the server's process.
 * Crowd: so many conversations at once; who waits how long, and how much memory it takes.
 
-Not covered: other machines as clients, TLS, a page that draws (tests/e2e/test_page.py).
+Not covered: other machines as clients, TLS, a page that draws (scripts/page_cost.py).
 """
 
 from __future__ import annotations
