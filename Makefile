@@ -38,7 +38,7 @@ demo: $(STAMPS)/base $(STAMPS)/model ## Share the embedded model between an edge
 test: $(STAMPS)/dev $(STAMPS)/model ## Run every test: unit, contract, fuzz, end to end
 ifeq ($(strip $(ARGS)),)
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not timed" || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not timed" || status=1; \
 	$(BIN)/python -m pytest -m "timed and not slow" || status=1; \
 	exit $$status
 else

@@ -328,6 +328,7 @@ def test_a_heartbeat_waits_as_long_as_a_session_would(artifact: Artifact) -> Non
         thread.join()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("settle", [1.0, 0.02])
 def test_a_link_below_that_breaks_while_the_answer_is_above(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch, settle: float

@@ -76,7 +76,8 @@ def link_command(
         seed=seed,
         script=read_script(script) if script is not None else (),
     )
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Not what SIGINT has: a shell that starts us in the background has it ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with LinkShaper(chosen, listen, to, faults) as link:
         limit = f"{chosen.bits_per_second / 1e6:g} Mbit/s" if chosen.bits_per_second else "no limit"
         print(

@@ -46,7 +46,13 @@ def events(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, di
         f"With stream: true, events (SSE): lines `data: CHUNK`, a {chunk.__name__} each, a blank "
         f"line after each, {how} Lines that begin with a colon mean nothing."
     )
-    stream = {"schema": {"type": "string", "description": told}}
+    event: dict[str, Any] = {
+        "type": "object",
+        "description": told,
+        "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        "required": ["data"],
+    }
+    stream = {"schema": event}  # of each event
     return {
         200: {
             "model": whole,
