@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 import trustme
 from tests.openai_server import CHAT, HELLO
 from tests.support import random_artifact
+
+from collm.serve.openai.server import listening
 
 LONG = {**HELLO, "max_tokens": 450, "stream": True, "model": "random"}
 
@@ -77,3 +80,12 @@ def test_answers_that_take_too_long_are_cut_off_at_the_end(folder: Path) -> None
             server.send_signal(signal.SIGINT)
             assert server.wait(20) == 0
         assert server.stderr is not None and "Traceback" not in server.stderr.read()
+
+
+def test_small_pieces_are_sent_at_once() -> None:
+    """Nagle's algorithm would hold a token back until the one before is acknowledged."""
+    with listening("127.0.0.1", 0) as server:
+        with socket.create_connection(server.getsockname()):
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -51,6 +51,23 @@ def test_the_exits_figures_are_those_of_the_raw_result() -> None:
         assert cell.strip().startswith(f"{100 * chat['agreement']:.1f} ±")
 
 
+def test_the_servers_figures_are_those_of_the_raw_result() -> None:
+    """What the server costs stands in the committed JSON, and is what was promised."""
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    raw = json.loads((ROOT / "docs/results/serve.json").read_text())
+    for start, name in (("first token", "first_token"), ("each token after", "each_token")):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {start}"))
+        for part in ("without", "with", "more"):
+            assert f"{1000 * raw[name][part]['median']:.2f}" in row
+    assert raw["first_token"]["more"]["median"] <= max(
+        0.015, 0.1 * raw["first_token"]["without"]["median"]
+    )
+    assert max(raw["each_token"]["more"]["median"], raw["bare"]["on_its_way"]) <= 0.0003
+    crowd = raw["crowd"]
+    assert crowd["finished"] == crowd["streams"] == 50
+    assert f"{crowd['tokens_per_second']:.1f} tokens/s together" in page
+
+
 def test_the_modes_figures_are_those_of_the_raw_results() -> None:
     """Agreement, savings and requests in docs/modes.md stand in the committed JSON."""
     page = (ROOT / "docs/modes.md").read_text().splitlines()
