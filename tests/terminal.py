@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -94,6 +95,8 @@ class Terminal:
 
 def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell starts background jobs, these tests perhaps among them, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def screen(written: str, columns: int) -> list[str]:

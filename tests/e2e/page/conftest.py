@@ -1,4 +1,8 @@
-"""The page in a browser: one browser for all of this folder, a fresh profile for each test."""
+"""The page in a browser: one browser a file, a fresh profile for each test.
+
+Playwright has an event loop of this thread as long as it runs: tests that begin one of their own
+may follow on the same worker.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from tests.e2e.page.browser import launched
 from tests.e2e.page.scripted_server import Script, scripted_server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = launched(playwright)
@@ -18,7 +22,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Script]]:
     with scripted_server() as served:
         yield served
