@@ -196,6 +196,55 @@ def test_a_link_that_never_brings_anything_is_not_dialled_without_end(artifact: 
     assert dialled[-1] - dialled[0] <= 1.1 * limits.resume_seconds + limits.connect_seconds
 
 
+@contextmanager
+def damaged_at_first(to: str) -> Iterator[str]:
+    """An address whose first connection says nonsense once a call is made; later ones go `to`."""
+    settings, nonsense = b"\0\0\0\4\0\0\0\0\0", b"\0\0\0\4\0\0\0\0\1"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            one, _ = server.accept()
+            with one:
+                one.sendall(settings)
+                heard = b""
+                while b"authority" not in heard and len(heard) < 200:
+                    heard += one.recv(4096)
+                one.sendall(nonsense)
+                one.settimeout(2.0)
+                while one.recv(4096):
+                    pass
+            while True:
+                try:
+                    one, _ = server.accept()
+                except OSError:
+                    return
+                other = dial(to)
+                for ends in ((one, other), (other, one)):
+                    threading.Thread(target=pass_on, args=ends, daemon=True).start()
+
+        def pass_on(source: socket.socket, target: socket.socket) -> None:
+            try:
+                while data := source.recv(4096):
+                    target.sendall(data)
+            except OSError:
+                pass
+            target.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_answer_begins_though_the_first_exchange_was_damaged(artifact: Artifact) -> None:
+    service = CloudService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    with (
+        BackgroundServer(service, "127.0.0.1:0", LIMITS) as server,
+        damaged_at_first(server.address) as address,
+    ):
+        edge = Edge(artifact, mode="verified", placement=2, limits=LIMITS,
+                    connect=lambda: connect(address, LIMITS))  # fmt: skip
+        assert len(edge.answer(PROMPT, replace(MADE)).finish().token_ids) == MADE.max_tokens
+
+
 @pytest.mark.parametrize(
     "faults",
     [

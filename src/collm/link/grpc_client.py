@@ -9,6 +9,7 @@ Not covered: reconnecting after a break (`session.connection`).
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,9 @@ from collm.link.credentials import ClientSecurity, read_pem
 from collm.link.frames import FrameQueue
 from collm.link.grpc_options import PATH, TAKEN, client_options
 
+# What a damaged, cut or reset connection ends a call with.
+_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+
 OPEN = ClientSecurity()
 """No encryption and no credentials."""
 
@@ -31,21 +35,31 @@ def connect(address: str, limits: Limits = DEFAULT_LIMITS, security: ClientSecur
     """A link to the cloud at `address` (`HOST:PORT`), encrypted where `security` has a CA.
 
     Raises `Unreachable` when the address is none, or when nobody answers there within
-    `limits.connect_seconds`; a cloud that comes up meanwhile is found. Raises `Refused` for
-    credentials that the cloud does not take, `UsageError` for files that are none.
+    `limits.connect_seconds`; a cloud that comes up meanwhile is found, and so is one whose first
+    packets were damaged or lost. Raises `Refused` for credentials that the cloud does not take,
+    `UsageError` for files that are none.
     """
     try:
         parse_address(address)
     except ValueError as error:
         raise Unreachable(str(error)) from error
-    link = _GrpcLink(address, limits, security)
-    try:
-        link.wait_until_answered()
-    except BaseException:
-        # Also after Ctrl-C: a link left open keeps its threads.
-        link.abandon()
-        raise
-    return link
+    until = time.monotonic() + limits.connect_seconds
+    while True:
+        link = _GrpcLink(address, limits, security)
+        try:
+            link.wait_until_answered(max(0.0, until - time.monotonic()))
+        except Unreachable:
+            link.abandon()
+            pause = limits.redial_seconds
+            if not link.broke_in_passing or time.monotonic() + pause >= until:
+                raise
+            time.sleep(pause)
+        except BaseException:
+            # Also after Ctrl-C: a link left open keeps its threads.
+            link.abandon()
+            raise
+        else:
+            return link
 
 
 def _channel(address: str, limits: Limits, security: ClientSecurity) -> Any:
@@ -69,6 +83,8 @@ class _GrpcLink(Closing):
         self._answered = threading.Event()
         self._broken: str | None = None
         self._refused: Refused | None = None
+        self.broke_in_passing = False
+        """Whether the call broke for a reason that another attempt may not meet."""
         # Any: grpc ships no types.
         self._channel: Any = _channel(address, limits, security)
         metadata = [("authorization", f"Bearer {security.token}")] if security.token else None
@@ -81,11 +97,11 @@ class _GrpcLink(Closing):
         self._reader = threading.Thread(target=self._read, name="collm-grpc-reader", daemon=True)
         self._reader.start()
 
-    def wait_until_answered(self) -> None:
-        """Return when a cloud has taken the call. Raises `Unreachable`."""
+    def wait_until_answered(self, seconds: float) -> None:
+        """Return when a cloud has taken the call. Raises `Unreachable`, `Refused`."""
         # A server sends its first headers when it takes a call, before any frame: one that
         # accepts connections and then hangs is found out here, and not by a first Hello.
-        answered = self._answered.wait(self._limits.connect_seconds)
+        answered = self._answered.wait(seconds)
         if answered and self._broken is None:
             return
         if self._refused is not None:
@@ -163,6 +179,7 @@ class _GrpcLink(Closing):
 
     def _explain(self, error: Any) -> str:
         code = error.code()
+        self.broke_in_passing = code in _PASSING
         details = " ".join(str(error.details() or "no details").split())[:200]
         match code:
             case grpc.StatusCode.UNAVAILABLE:
