@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tests.support import random_artifact
 
@@ -25,6 +27,7 @@ from collm import (
     CollmError,
     Done,
     Edge,
+    Options,
     Preview,
     PromptError,
     Token,
@@ -224,6 +227,78 @@ def test_a_turn_that_is_broken_off_leaves_the_history_as_it_was(edge: Edge) -> N
     assert chat.messages == kept
     chat.say("token by token")
     assert len(chat.messages) == 4
+
+
+def test_a_loop_that_is_left_frees_the_turn_at_once(edge: Edge) -> None:
+    """In asyncio, too, where nothing else has run until the next turn begins."""
+
+    async def talk() -> str:
+        async for _ in chat.astream(PROMPT, max_tokens=400):
+            break
+        task = asyncio.create_task(chat.asay(PROMPT, max_tokens=400))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async for event in chat.astream(PROMPT):
+            if isinstance(event, Done):
+                break
+        async with chat.astream("token by token") as stream:
+            with pytest.raises(UsageError, match="still answering"):
+                await chat.asay("and now?")
+            await anext(stream)
+        return (await chat.asay("token by token")).text
+
+    chat = edge.chat(**ASK)
+    with pytest.raises(PromptError):
+        chat.say(PROMPT, temperature=-1.0)
+    for _ in chat.stream(PROMPT):
+        break
+    said = asyncio.run(talk())
+    assert [message["content"] for message in chat.messages[::2]] == [PROMPT, "token by token"]
+    assert chat.messages[-1]["content"] == said
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"stop": 5}, "stop 5: expected a string, or a list of strings"),
+        ({"stop": ["a", 1]}, "stop 1: expected a string, or a list of strings"),
+        ({"max_tokens": "5"}, "max_tokens '5': expected a whole number"),
+        ({"seed": 1.5}, "seed 1.5: expected a whole number"),
+        ({"batch": True}, "batch True: expected a whole number"),
+        ({"temperature": "a"}, "temperature 'a': expected a number"),
+        ({"ahead": "x"}, "ahead 'x': expected a number"),
+        ({"deadline": "soon"}, "deadline 'soon': expected a number"),
+        ({"regex": 5}, "regex 5: expected a string"),
+        ({"criterion": 5}, "criterion 5: expected a string"),
+        ({"lookup": "x"}, "lookup 'x': expected True or False"),
+        ({"refinement": {}}, "refinement {}: expected a Refinement"),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_kind_is_told_in_a_line(
+    options: dict[str, object], line: str, edge: Edge
+) -> None:
+    with pytest.raises(PromptError) as told:
+        edge.stream(PROMPT, **options)  # type: ignore[misc]
+    assert str(told.value) == line
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"bytes", {"role": "user", "content": "x"}], ids=str)
+def test_a_prompt_of_another_kind_is_told_in_a_line(prompt: object, edge: Edge) -> None:
+    with pytest.raises(PromptError, match=r"^a prompt .*: expected a string, or a list of "):
+        edge.ask(prompt)  # type: ignore[arg-type]
+
+
+def test_none_is_the_default_of_every_option(edge: Edge, whole: Answer) -> None:
+    none: dict[str, Any] = dict.fromkeys(Options.__annotations__)
+    assert edge.ask(PROMPT, **(none | ASK)).text == whole.text
+
+
+def test_numbers_of_numpy_are_numbers(edge: Edge, whole: Answer) -> None:
+    one = {"max_tokens": np.int64(24), "temperature": np.float32(0), "top_k": np.uint8(3)}
+    assert edge.ask(PROMPT, ignore_eos=True, **one).text == whole.text
 
 
 def test_mistakes_are_told_in_a_line(artifact: Path, edge: Edge) -> None:

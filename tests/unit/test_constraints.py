@@ -194,6 +194,8 @@ BAD = {
     "a long number": ("json_schema", '{"multipleOf": ' + "9" * 5000 + "}", "not JSON"),
     "a dear number": ("json_schema", '{"type": "integer", "multipleOf": 999983}', "multipleOf"),
     "a dear fraction": ("json_schema", '{"type": "number", "multipleOf": 0.999983}', "multipleOf"),
+    "no number": ("json_schema", '{"multipleOf": true}', "multipleOf"),
+    "a number past floats": ("json_schema", '{"multipleOf": 1' + "0" * 400 + "}", "multipleOf"),
     "a number without end": ("json_schema", '{"type": "number", "multipleOf": 1e999}', "multiple"),
     "many patterns": ("json_schema", json.dumps({"prefixItems": [
         {"type": "string", "pattern": "([a-z]?[0-9]?){1,50}"} for _ in range(300)]}),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import TypedDict, get_type_hints
 
 from collm.config import Constraint, Generation, Refinement, Sampling
 from collm.errors import PromptError, UsageError
@@ -67,28 +68,53 @@ _OWN = frozenset({"raw", "stop", "deadline", "schema", "regex"})
 _SAMPLING = frozenset(
     {"temperature", "top_k", "top_p", "seed", "repetition_penalty", "top_logprobs"}
 )
-_KNOWN = frozenset(Options.__annotations__)
+_KNOWN = get_type_hints(Options)
+_EXPECTED: Mapping[type, tuple[type, str]] = {  # numpy's numbers will do
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "True or False"),
+    str: (str, "a string"),
+    Refinement: (Refinement, "a Refinement"),
+}
 
 
 def generation(options: Options, mode: str) -> Generation:
     """The settings that these options make. Raises UsageError for unknown ones, PromptError."""
-    unknown = sorted(set(options) - _KNOWN)
+    unknown = sorted(set(options).difference(_KNOWN))
     if unknown:
         raise UsageError(
             f"unknown option {unknown[0]}: expected some of {', '.join(sorted(_KNOWN))}"
         )
     given = {name: value for name, value in options.items() if value is not None}
-    stop = options.get("stop") or ()
+    for name, value in given.items():
+        _check_kind(name, value)
     made = {name: value for name, value in given.items() if name not in _OWN | _SAMPLING}
     return Generation(
         **{"mode": mode, **made},  # type: ignore[arg-type]
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        deadline_seconds=options.get("deadline", 0.0),
+        stop=_stops(given.get("stop", ())),
+        deadline_seconds=given.get("deadline", 0.0),  # type: ignore[arg-type]
         sampling=Sampling(
             constraint=_constraint(options),
             **{name: value for name, value in given.items() if name in _SAMPLING},  # type: ignore[arg-type]
         ),
     )
+
+
+def _check_kind(name: str, value: object) -> None:
+    kind, words = _EXPECTED.get(_KNOWN[name], (object, ""))
+    is_number_for_truth = isinstance(value, bool) and kind is not bool and kind is not object
+    if is_number_for_truth or not isinstance(value, kind):
+        raise PromptError(f"{name} {_shown(value)}: expected {words}")
+
+
+def _stops(given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,) if given else ()
+    stops = tuple(given) if isinstance(given, Iterable) else (given,)
+    for one in stops:
+        if not isinstance(one, str):
+            raise PromptError(f"stop {_shown(one)}: expected a string, or a list of strings")
+    return stops
 
 
 def _constraint(options: Options) -> Constraint | None:
@@ -102,7 +128,7 @@ def _constraint(options: Options) -> Constraint | None:
     if schema is True:
         return Constraint(kind="json_object")
     if not isinstance(schema, Mapping):
-        raise PromptError(f"schema {schema!r}: expected a JSON schema as a mapping, or True")
+        raise PromptError(f"schema {_shown(schema)}: expected a JSON schema as a mapping, or True")
     try:
         return Constraint(kind="json_schema", text=json.dumps(schema))
     except (TypeError, ValueError) as error:
@@ -117,11 +143,16 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, raw: bool) -> list[int]:
         prompt = [{"role": "user", "content": prompt}]
     elif raw:
         raise PromptError("raw goes with a prompt that is a string, not with a conversation")
+    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+        raise PromptError(
+            f"a prompt {_shown(prompt)}: expected a string, or a list of messages, which are "
+            "mappings with role and content"
+        )
     messages = list(prompt)
     for message in messages:
         if not _is_message(message):
             raise PromptError(
-                f"a message {str(message)[:80]!r}: expected a mapping with role and content, "
+                f"a message {_shown(message)}: expected a mapping with role and content, "
                 'such as {"role": "user", "content": "…"}'
             )
     if not messages:
@@ -133,3 +164,7 @@ def _is_message(given: object) -> bool:
     return isinstance(given, Mapping) and all(
         isinstance(given.get(key), str) for key in ("role", "content")
     )
+
+
+def _shown(given: object) -> str:
+    return repr(given)[:80]

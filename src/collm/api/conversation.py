@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Unpack
 
 from collm.api.asking import Options
-from collm.api.events import Answer, Done, Event
-from collm.api.streams import AsyncStream, Stream
-from collm.errors import CollmError, UsageError
+from collm.api.events import Answer
+from collm.api.reading import Reading
+from collm.api.streams import AsyncStream, Ended, Stream, whole
+from collm.errors import UsageError
+from collm.serve.reply import Reply
 
 
 class Conversation:
@@ -23,8 +24,7 @@ class Conversation:
 
     def __init__(
         self,
-        stream: Callable[..., Stream],
-        astream: Callable[..., AsyncStream],
+        begin: Callable[[list[dict[str, str]], Options], tuple[Reply, Reading]],
         system: str | None,
         options: Options,
     ) -> None:
@@ -32,8 +32,7 @@ class Conversation:
         """The history; yours to change between turns."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
-        self._stream = stream
-        self._astream = astream
+        self._begin = begin
         self._options = options
         self._turn = threading.Lock()
 
@@ -46,63 +45,43 @@ class Conversation:
             >>> chat.messages[-1] == {"role": "assistant", "content": answer.text}
             True
         """
-        answer: Answer | None = None
-        for event in self.stream(text, **options):
-            if isinstance(event, Done):
-                answer = event.answer
-        return _whole(answer)
+        stream = self.stream(text, **options)
+        for _ in stream:
+            pass
+        return whole(stream.answer)
 
-    def stream(self, text: str, **options: Unpack[Options]) -> Generator[Event, None, None]:
-        """Its events. The request is made when the first one is asked for; close to break off."""
-        with self._taken():
-            messages = self._with(text)
-            with self._stream(messages, **self._merged(options)) as stream:
-                for event in stream:
-                    if isinstance(event, Done):
-                        self._keep(messages, event)
-                    yield event
+    def stream(self, text: str, **options: Unpack[Options]) -> Stream:
+        """Its events, as `Edge.stream` gives them. The turn is over when the stream is: read to
+        its end, closed, or let go of."""
+        return Stream(*self._take_turn(text, options))
 
     async def asay(self, text: str, **options: Unpack[Options]) -> Answer:
         """As `say`, in asyncio."""
-        answer: Answer | None = None
-        async for event in self.astream(text, **options):
-            if isinstance(event, Done):
-                answer = event.answer
-        return _whole(answer)
+        async with self.astream(text, **options) as stream:
+            async for _ in stream:
+                pass
+        return whole(stream.answer)
 
-    async def astream(self, text: str, **options: Unpack[Options]) -> AsyncGenerator[Event, None]:
+    def astream(self, text: str, **options: Unpack[Options]) -> AsyncStream:
         """As `stream`, in asyncio."""
-        with self._taken():
-            messages = self._with(text)
-            async with self._astream(messages, **self._merged(options)) as stream:
-                async for event in stream:
-                    if isinstance(event, Done):
-                        self._keep(messages, event)
-                    yield event
+        return AsyncStream(*self._take_turn(text, options))
 
-    @contextmanager
-    def _taken(self) -> Generator[None, None, None]:
+    def _take_turn(self, text: str, options: Options) -> tuple[Reply, Reading, Ended]:
         if not self._turn.acquire(blocking=False):
             raise UsageError(
                 "this conversation is still answering: read that answer to its end or close it, "
                 "or begin another conversation"
             )
-        try:
-            yield
-        finally:
+        messages = [*self.messages, {"role": "user", "content": text}]
+
+        def ended(answer: Answer | None) -> None:
+            if answer is not None:
+                self.messages[:] = [*messages, {"role": "assistant", "content": answer.text}]
             self._turn.release()
 
-    def _with(self, text: str) -> list[dict[str, str]]:
-        return [*self.messages, {"role": "user", "content": text}]
-
-    def _merged(self, options: Options) -> Options:
-        return {**self._options, **options}
-
-    def _keep(self, messages: list[dict[str, str]], done: Done) -> None:
-        self.messages[:] = [*messages, {"role": "assistant", "content": done.answer.text}]
-
-
-def _whole(answer: Answer | None) -> Answer:
-    if answer is None:
-        raise CollmError("the answer was broken off")
-    return answer
+        try:
+            reply, reading = self._begin(messages, {**self._options, **options})
+        except BaseException:
+            self._turn.release()
+            raise
+        return reply, reading, ended

@@ -12,15 +12,13 @@ from collm.api.cloud import Cloud, cores
 from collm.api.conversation import Conversation
 from collm.api.events import Answer
 from collm.api.reading import Reading
-from collm.api.streams import AsyncStream, Stream
-from collm.errors import CollmError, UsageError
+from collm.api.streams import AsyncStream, Stream, whole
+from collm.errors import UsageError
 from collm.link.base import Closing
 from collm.model.artifact import Artifact
 from collm.serve.engine import Engine, EngineSettings, EngineStatus
 from collm.serve.reply import Reply
 from collm.session.placed import default_placement
-
-_BROKEN_OFF = "the answer was broken off"
 
 
 class Edge(Closing):
@@ -183,7 +181,7 @@ class Edge(Closing):
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
-        return _whole(stream.answer)
+        return whole(stream.answer)
 
     def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """As `stream`, in asyncio: `async for event in edge.astream(…)`.
@@ -212,7 +210,7 @@ class Edge(Closing):
         async with self.astream(prompt, **options) as stream:
             async for _ in stream:
                 pass
-        return _whole(stream.answer)
+        return whole(stream.answer)
 
     def chat(self, system: str | None = None, **options: Unpack[Options]) -> Conversation:
         """A conversation that keeps its history. options: of every turn that names no others.
@@ -224,7 +222,7 @@ class Edge(Closing):
             >>> [message["role"] for message in chat.messages]
             ['system', 'user', 'assistant', 'user', 'assistant']
         """
-        return Conversation(self.stream, self.astream, system, options)
+        return Conversation(self._begin, system, options)
 
     def close(self) -> None:
         """Break off what is under way, and give everything back. Idempotent."""
@@ -236,9 +234,3 @@ class Edge(Closing):
         ids = prompt_ids(engine.tokenizer, prompt, raw=options.get("raw", False))
         reply = engine.start(ids, asked)
         return reply, Reading(reply.account, self.placement, engine.exits)
-
-
-def _whole(answer: Answer | None) -> Answer:
-    if answer is None:
-        raise CollmError(_BROKEN_OFF)
-    return answer

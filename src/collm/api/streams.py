@@ -7,7 +7,7 @@ cancelled, or by letting go of the stream.
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,30 +17,60 @@ from collm.api.reading import Reading
 from collm.errors import CollmError
 from collm.serve.reply import Reply
 
+Ended = Callable[[Answer | None], None]
+"""Told once how it ended, by whoever notices first: with the whole answer, or None without."""
 
-class Stream(Iterator[Event]):
+
+def _nobody_asks(answer: Answer | None) -> None:
+    pass
+
+
+class _UnderWay:
+    """What both kinds of stream are."""
+
+    def __init__(self, reply: Reply, ended: Ended) -> None:
+        self.answer: Answer | None = None
+        self._ended = ended
+        self._cancel = weakref.finalize(self, _break_off, reply, ended)
+
+    def _see(self, event: Event | None) -> None:
+        """Raises CollmError where it is over without Done, and nobody here closed it."""
+        if isinstance(event, Done):
+            self.answer = event.answer
+            if self._cancel.detach() is not None:
+                self._ended(event.answer)
+        elif event is None and self.answer is None and self._cancel.alive:
+            raise CollmError(
+                "the edge was closed while it answered; read answers before closing it"
+            )
+
+
+class Stream(_UnderWay, Iterator[Event]):
     """The events of one answer; the last is `Done`. Iterate once.
 
     Errors (`LinkError` and the like) are raised where the events are read. `close` may be called
     from any thread; the iteration then ends without `Done`.
     """
 
-    def __init__(self, reply: Reply, reading: Reading) -> None:
-        self.answer: Answer | None = None
-        """The whole, once it is there."""
-        self._cancel = weakref.finalize(self, reply.cancel)
+    answer: Answer | None
+    """The whole, once it is there."""
+
+    def __init__(self, reply: Reply, reading: Reading, ended: Ended = _nobody_asks) -> None:
+        super().__init__(reply, ended)
         self._events = _events(reply, reading)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Event:
-        event = next(self._events, None)
+        try:
+            event = next(self._events, None)
+            self._see(event)
+        except BaseException:
+            self._cancel()
+            raise
         if event is None:
-            _check_not_broken_off(self.answer, self._cancel.alive)
             raise StopIteration
-        if isinstance(event, Done):
-            self.answer = event.answer
         return event
 
     def close(self) -> None:
@@ -59,13 +89,14 @@ class Stream(Iterator[Event]):
         self.close()
 
 
-class AsyncStream(AsyncIterator[Event]):
+class AsyncStream(_UnderWay, AsyncIterator[Event]):
     """The same in asyncio. A task that is cancelled while it reads breaks the answer off."""
 
-    def __init__(self, reply: Reply, reading: Reading) -> None:
-        self.answer: Answer | None = None
-        """The whole, once it is there."""
-        self._cancel = weakref.finalize(self, reply.cancel)
+    answer: Answer | None
+    """The whole, once it is there."""
+
+    def __init__(self, reply: Reply, reading: Reading, ended: Ended = _nobody_asks) -> None:
+        super().__init__(reply, ended)
         self._events = _async_events(reply, reading)
 
     def __aiter__(self) -> Self:
@@ -74,14 +105,12 @@ class AsyncStream(AsyncIterator[Event]):
     async def __anext__(self) -> Event:
         try:
             event = await anext(self._events, None)
+            self._see(event)
         except BaseException:
             self._cancel()
             raise
         if event is None:
-            _check_not_broken_off(self.answer, self._cancel.alive)
             raise StopAsyncIteration
-        if isinstance(event, Done):
-            self.answer = event.answer
         return event
 
     async def aclose(self) -> None:
@@ -119,7 +148,13 @@ async def _async_events(reply: Reply, reading: Reading) -> AsyncGenerator[Event,
             yield event
 
 
-def _check_not_broken_off(answer: Answer | None, is_wanted: bool) -> None:
-    """An answer that ends without Done, though nobody here closed it: its edge was closed."""
-    if answer is None and is_wanted:
-        raise CollmError("the edge was closed while it answered; read answers before closing it")
+def _break_off(reply: Reply, ended: Ended) -> None:
+    reply.cancel()
+    ended(None)
+
+
+def whole(answer: Answer | None) -> Answer:
+    """Raises CollmError where there is none."""
+    if answer is None:
+        raise CollmError("the answer was broken off")
+    return answer

@@ -212,7 +212,7 @@ def _schema(text: str, limits: Limits) -> object:
             patterns += len(value.encode(errors="replace"))
         elif key == "patternProperties" and isinstance(value, dict):
             patterns += sum(len(pattern.encode(errors="replace")) for pattern in value)
-        elif key == "multipleOf" and isinstance(value, int | float):
+        elif key == "multipleOf" and isinstance(value, int | float) and not isinstance(value, bool):
             multiples += _states(value)
     if patterns > limits.max_expression_bytes:
         raise PromptError(
@@ -247,7 +247,7 @@ def _too_deep() -> PromptError:
 
 def _states(multiple: float) -> float:
     """Of the automaton that knows its multiples: 25 for 0.025, 100 for 100."""
-    if not math.isfinite(multiple):
+    if not abs(multiple) <= _MOST_MULTIPLES:  # true for NaN too
         return math.inf
     given = Decimal(str(multiple))
     digits = int("".join(map(str, given.as_tuple().digits)))
