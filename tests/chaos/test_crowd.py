@@ -55,7 +55,7 @@ HELLO = Hello(protocol_major=PROTOCOL_MAJOR, protocol_minor=PROTOCOL_MINOR, cut=
 ROW = np.ones((1, WIDTH), np.float32)
 GREEDY = Sampling()
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timed]
+pytestmark = pytest.mark.e2e
 
 
 @contextmanager
@@ -111,6 +111,7 @@ async def _crowd(address: str, seconds: float, process: psutil.Process) -> tuple
             await channel.close()
 
 
+@pytest.mark.timed
 @pytest.mark.timeout(2400)
 def test_a_thousand_sessions() -> None:
     """No error; the link's memory a session; all of it back; every session its share."""
@@ -172,6 +173,7 @@ def _bad_peers(address: str) -> Iterator[None]:
         process.stdout.close()
 
 
+@pytest.mark.timed
 @pytest.mark.timeout(300)
 def test_slow_peers_do_not_slow_honest_ones() -> None:
     """The 99th percentile beside 200 slow peers and 50 deaf ones, beside that alone."""

@@ -40,7 +40,7 @@ if KILLS < 2:
     COMBINATIONS = [("greedy", "f32"), ("sampled", "f16"), ("greedy", "int8")]
 PROMPT = "Why is the sky blue, and the sunset red?"
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timed]
+pytestmark = pytest.mark.e2e
 
 
 class Cloud:
@@ -83,6 +83,7 @@ def cloud(smollm2: Path) -> Iterator[Cloud]:
     made.kill()
 
 
+@pytest.mark.timed
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("sampling", "wire"), COMBINATIONS)
 def test_the_cloud_is_killed(cloud: Cloud, artifact: Artifact, sampling: str, wire: str) -> None:

@@ -31,8 +31,6 @@ from collm.wire.codec import ROW_FORMATS, cast_rows, row_bytes
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Scored, Verdict
 
-pytestmark = pytest.mark.timed
-
 LIMITS = Limits(connect_seconds=3.0, verdict_seconds=5.0, linger_seconds=0.2, kv_step=16)
 PROMPT = [5, 17, 42, 99, 7, 250, 31]
 GREEDY = Sampling()
@@ -213,6 +211,7 @@ def test_a_scored_text_is_cropped_and_goes_on_as_if_written_so(world: World, kee
         client.crop(99)
 
 
+@pytest.mark.timed
 def test_late_verdicts_are_skipped_and_told(world: World) -> None:
     client = world.client(delay=0.4)
     ids = list(PROMPT)
@@ -233,6 +232,7 @@ def test_late_verdicts_are_skipped_and_told(world: World) -> None:
     assert client.outstanding == 0 and client.late() == []
 
 
+@pytest.mark.timed
 def test_a_probe_is_not_waited_for(world: World) -> None:
     client = world.client(delay=0.3)
     client.append(PROMPT, world.rows(PROMPT))

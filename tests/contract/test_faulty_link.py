@@ -27,8 +27,6 @@ from collm.runtime.stage import Stage
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
 
-pytestmark = pytest.mark.timed
-
 PLAIN = LinkShape(name="plain", delay_seconds=0.0)
 LIMITS = Limits(connect_seconds=2.0, verdict_seconds=3.0, linger_seconds=0.1, kv_step=16,
                 keepalive_seconds=10.0, keepalive_timeout_seconds=1.0)  # fmt: skip
@@ -106,6 +104,7 @@ def test_a_bit_changes_and_only_one() -> None:
             assert changed.bit_count() in (0, 2)  # one each way, perhaps the same
 
 
+@pytest.mark.timed
 def test_a_stalled_piece_comes_late() -> None:
     faults = LinkFaults(stall=1.0, stall_seconds=0.2)
     with echo() as to, LinkShaper(PLAIN, "127.0.0.1:0", to, faults) as link:
@@ -115,6 +114,7 @@ def test_a_stalled_piece_comes_late() -> None:
             assert 0.4 <= time.monotonic() - started < 1.0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "faults", [LinkFaults(cut_after_bytes=20), LinkFaults(cut_after_seconds=0.2)]
 )
@@ -131,6 +131,7 @@ def test_a_connection_ends_after_a_while(faults: LinkFaults) -> None:
             assert said(another, b"hello") == b"hello"
 
 
+@pytest.mark.timed
 def test_a_script_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "script"
     path.write_text("# a bad day\n0.2s down 0.4s\n\n1s refuse 10s\n0.8s reset\n")

@@ -19,8 +19,6 @@ from collm.link.delayed import DelayedLink
 from collm.link.grpc_client import connect
 from collm.link.memory import MemoryCloud, connect_memory
 
-pytestmark = pytest.mark.timed
-
 LIMITS = Limits(
     connect_seconds=3.0,
     linger_seconds=0.1,
@@ -117,6 +115,7 @@ def test_bytes_are_counted(world: World) -> None:
     assert (link.bytes_up, link.bytes_down) == (14, 5)
 
 
+@pytest.mark.timed
 def test_a_stream_arrives_as_it_is_made(world: World) -> None:
     link = world.connect()
     link.send(b"stream 4 0.07")
@@ -224,6 +223,7 @@ def test_frames_sent_before_close_arrive(world: World) -> None:
     assert world.record.frames == [b"echo nobody reads", b"quiet bye"]
 
 
+@pytest.mark.timed
 def test_close_may_be_repeated_and_frees_the_threads(start: Start) -> None:
     before = threads()
     world = start(LIMITS)
@@ -276,6 +276,7 @@ def admitted(link: Link) -> bool:
         return False
 
 
+@pytest.mark.timed
 def test_a_silent_client_is_told_and_closed(start: Start) -> None:
     world = start(Limits(idle_seconds=0.15))
     link = world.connect()

@@ -23,8 +23,6 @@ from collm.link.address import parse_address
 from collm.link.background import BackgroundServer
 from collm.link.grpc_client import connect
 
-pytestmark = pytest.mark.timed
-
 LIMITS = Limits(connect_seconds=3.0, linger_seconds=0.1, shutdown_seconds=1.0)
 WAIT = 3.0
 
@@ -36,6 +34,7 @@ def free_address() -> str:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.mark.timed
 def test_nobody_there(free_address: str) -> None:
     started = time.monotonic()
     with pytest.raises(Unreachable) as caught:
@@ -148,6 +147,7 @@ def test_a_taken_port_is_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.timed
 def test_stopping_tells_idle_sessions_at_once_and_streaming_ones_after_their_turn() -> None:
     service = FakeService()
     server = BackgroundServer(service, limits=LIMITS)
@@ -174,6 +174,7 @@ def test_stopping_tells_idle_sessions_at_once_and_streaming_ones_after_their_tur
     assert server.server.sessions == 0
 
 
+@pytest.mark.timed
 def test_stopping_waits_no_longer_than_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
     limits = Limits(linger_seconds=0.1, shutdown_seconds=0.2)
     service = FakeService()

@@ -134,7 +134,6 @@ def test_a_killed_edge_leaves_no_cloud_behind(smollm2: Path) -> None:
     assert not alive
 
 
-@pytest.mark.timed
 def test_cloud_serves_until_terminated(smollm2: Path) -> None:
     command = [sys.executable, "-m", "collm", "cloud", str(smollm2), "--listen", "127.0.0.1:0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

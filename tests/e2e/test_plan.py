@@ -25,7 +25,7 @@ from collm.model.artifact import Artifact
 from collm.policy.cost_model import Candidate, predict
 from collm.session.edge import Edge
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timed]
+pytestmark = pytest.mark.e2e
 
 TOKENS = 12
 WAYS = (
@@ -46,6 +46,7 @@ def planned(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     del os.environ["XDG_CACHE_HOME"]
 
 
+@pytest.mark.timed
 def test_predictions_are_what_is_measured(planned: Path, cloud: str) -> None:
     """Tokens a second within a half, over a link of 10 ms and 30 Mbit/s; rounds and bytes closely.
 

@@ -77,9 +77,9 @@ def test_strangers_words(service: CloudService) -> None:
         if seconds is not None:
             refused += 1
             if seconds > 0.05:  # once more: this machine has other things to do as well
-                again = [tell(service, stranger, frame, chances) for _ in range(3)]
-                stranger = again[-1][0]
-                seconds = min(one or 0.0 for _, one in again)
+                for _ in range(3):
+                    stranger, again = tell(service, stranger, frame, chances)
+                    seconds = min(seconds, again or 0.0)
             assert seconds < 0.05, (number, frame.hex())
             slowest = max(slowest, seconds)
     assert refused > MESSAGES / 4
