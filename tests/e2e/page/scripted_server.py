@@ -75,6 +75,7 @@ class Script:
         self.cloud_ok = True
         self.busy = 0
         """How many more requests are turned away."""
+        self.mode = "verified"
         self.refuse = ""
         """Why the next requests are wrong."""
         self.bodies: list[dict[str, Any]] = []
@@ -189,7 +190,7 @@ class Script:
         return {
             "model": MODEL,
             "version": "0.1.0",
-            "mode": "verified",
+            "mode": self.mode,
             "modes": ["auto", "verified", "threshold", "refine", "standalone", "cloud"],
             "placement": 15,
             "layers": 30,

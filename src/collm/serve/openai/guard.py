@@ -107,7 +107,10 @@ class Guard:
     def _is_own(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        try:
+            return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        except ValueError:
+            return False
 
     def _has_key(self, headers: Headers) -> bool:
         assert self._keys is not None

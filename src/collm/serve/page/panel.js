@@ -6,7 +6,7 @@ import { listed, MODES } from "./sources.js";
 import { topology } from "./topology.js";
 import { bytes, duration, milliseconds, percent } from "./words.js";
 
-const EVERY_MS = 200;
+const EVERY_MS = 400;
 
 /** Draws into the panel's places in index.html. */
 export class Panel {
@@ -43,15 +43,15 @@ export class Panel {
   }
 
   #soon() {
-    if (this.timer) return;
-    const wait = Math.max(0, this.drawnAt + EVERY_MS - performance.now());
-    this.timer = setTimeout(() => {
-      this.timer = 0;
-      this.#draw();
-    }, wait);
+    const wait = this.drawnAt + EVERY_MS - performance.now();
+    // With the tokens that came, so that there is one frame for both; the timer is for the last.
+    if (wait <= 0) this.#draw();
+    else this.timer ||= setTimeout(() => this.#draw(), wait + EVERY_MS);
   }
 
   #draw() {
+    clearTimeout(this.timer);
+    this.timer = 0;
     this.drawnAt = performance.now();
     const { answer } = this;
     const summary = answer?.summary;
