@@ -88,22 +88,17 @@ export class Panel {
     this.bar.draw(rows);
     const total = rows.reduce((sum, row) => sum + row.count, 0);
     const list = byId("panel-shares");
-    const key = rows.map((row) => `${row.source} ${row.count}`).join();
-    if (list.dataset.key === key) return;
-    list.dataset.key = key;
-    byId("panel-legend-empty").hidden = rows.length > 0;
-    list.replaceChildren(
-      ...rows.map((row) =>
-        el(
-          "li",
-          {},
-          el(`span.swatch.${row.style}`, { "aria-hidden": "true" }, "ab"),
-          el("span.share-name", {}, row.short),
-          el("span.share-count", {}, String(row.count)),
-          el("span.share-percent", {}, percent(row.count / total)),
-        ),
-      ),
-    );
+    const key = rows.map((row) => `${row.source} ${row.style}`).join();
+    if (list.dataset.key !== key) {
+      list.dataset.key = key;
+      byId("panel-legend-empty").hidden = rows.length > 0;
+      list.replaceChildren(...rows.map(legend));
+    }
+    rows.forEach((row, at) => {
+      const [count, share] = [...list.children[at].children].slice(-2);
+      say(count, row.count);
+      say(share, percent(row.count / total));
+    });
   }
 
   #outage(answer, summary) {
@@ -161,8 +156,22 @@ export class Panel {
   }
 }
 
+function legend(row) {
+  return el(
+    "li",
+    {},
+    el(`span.swatch.${row.style}`, { "aria-hidden": "true" }, "ab"),
+    el("span.share-name", {}, row.short),
+    el("span.share-count"),
+    el("span.share-percent"),
+  );
+}
+
 function text(id, words) {
-  const place = byId(id);
+  say(byId(id), words);
+}
+
+function say(place, words) {
   if (place.textContent !== String(words)) place.textContent = words;
 }
 
