@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from collm.limits import Limits
+from collm.limits import DEFAULT_LIMITS, Limits
 from collm.serve.openai.errors import ApiError
 
 PROBES = ("/healthz", "/readyz")
@@ -22,9 +22,10 @@ PROBES = ("/healthz", "/readyz")
 class Connection(HttpToolsProtocol):
     """uvicorn's, with deadlines and a bound."""
 
-    def __init__(self, *words: Any, limits: Limits, **named: Any) -> None:
+    limits: ClassVar[Limits] = DEFAULT_LIMITS
+
+    def __init__(self, *words: Any, **named: Any) -> None:
         super().__init__(*words, **named)
-        self._limits = limits
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._quiet_since = 0.0
@@ -35,8 +36,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._quiet_since = self.loop.time()
         self._wait_for_header()
-        if len(self.connections) > self._limits.max_http_connections and not self._has_evicted():
-            self.app = partial(_refuse, self.app, self._limits.retry_seconds)
+        if len(self.connections) > self.limits.max_http_connections and not self._has_evicted():
+            self.app = partial(_refuse, self.app, self.limits.retry_seconds)
 
     def data_received(self, data: bytes) -> None:
         """As ever; a header that has begun has to end."""
@@ -52,7 +53,7 @@ class Connection(HttpToolsProtocol):
         """The client takes nothing; it has some time to."""
         super().pause_writing()
         if self._send_timer is None:
-            seconds = self._limits.http_send_seconds
+            seconds = self.limits.http_send_seconds
             self._send_timer = self.loop.call_later(seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -80,7 +81,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._header_timer = _cancelled(self._header_timer)
         elif self._header_timer is None and not self.transport.is_closing():
-            seconds = self._limits.http_header_seconds
+            seconds = self.limits.http_header_seconds
             self._header_timer = self.loop.call_later(seconds, self.transport.close)
 
     def _has_evicted(self) -> bool:
@@ -105,6 +106,15 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         is_at_work = cycle is not None and not cycle.response_complete and not cycle.more_body
         return not self._is_evicted and (self.transport.is_closing() or not is_at_work)
+
+
+def connections(bounds: Limits) -> type[Connection]:
+    """What uvicorn makes of each connection."""
+
+    class Bounded(Connection):
+        limits = bounds
+
+    return Bounded
 
 
 async def _refuse(app: ASGIApp, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:

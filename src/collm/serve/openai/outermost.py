@@ -1,5 +1,4 @@
-"""Around everything else: a request's id, what is counted of it, room for it, and an answer whatever
-happens.
+"""Around everything else: a request's id, what is counted of it, room, an answer whatever happens.
 
 A question takes room once its body has come: who sends half of it keeps nobody out. HEAD is GET
 without a body.

@@ -12,7 +12,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import uvicorn
 
@@ -21,7 +20,7 @@ from collm.link.certificates import server_context
 from collm.link.credentials import ServerSecurity
 from collm.link.grpc_server import OPEN
 from collm.serve.openai.app import make_app
-from collm.serve.openai.connections import Connection
+from collm.serve.openai.connections import connections
 from collm.serve.openai.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def run_server(
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http=partial(Connection, limits=serving.limits),
+        http=connections(serving.limits),
         timeout_graceful_shutdown=max(1, round(serving.limits.http_shutdown_seconds)),
     )
     config.load()
