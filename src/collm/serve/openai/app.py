@@ -98,6 +98,7 @@ class Application(FastAPI):
 def make_app(serving: Serving) -> ASGIApp:
     """The application and its guards."""
     app = Application(serving)
+    _ = serving.engine.tokenizer.longest_bytes  # looked for once, before anybody waits for it
     guarded: ASGIApp = Guard(app, hosts=serving.hosts, origins=serving.origins, keys=serving.keys)
     if serving.origins:
         # Outside the guard: a page has to be able to read why it is refused.

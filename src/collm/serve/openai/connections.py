@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.serve.openai.errors import ApiError
@@ -59,12 +59,15 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """It does."""
         super().resume_writing()
-        self._send_timer = _cancelled(self._send_timer)
+        _end(self._send_timer)
+        self._send_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As ever."""
-        self._header_timer = _cancelled(self._header_timer)
-        self._send_timer = _cancelled(self._send_timer)
+        _end(self._header_timer)
+        self._header_timer = None
+        _end(self._send_timer)
+        self._send_timer = None
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -78,11 +81,17 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_header(self) -> None:
         """Until a request is under way; the time does not begin anew with each byte."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._header_timer = _cancelled(self._header_timer)
+        cycle = self._latest()
+        if cycle is not None and not cycle.response_complete:
+            _end(self._header_timer)
+            self._header_timer = None
         elif self._header_timer is None and not self.transport.is_closing():
             seconds = self.limits.http_header_seconds
-            self._header_timer = self.loop.call_later(seconds, self.transport.close)
+            self._header_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _latest(self) -> RequestResponseCycle | None:
+        """The latest request and its answer, if there was any."""
+        return self.cycle
 
     def _has_evicted(self) -> bool:
         """Whether another connection could be closed for this one."""
@@ -95,15 +104,12 @@ class Connection(HttpToolsProtocol):
             return False
         oldest = min(quiet, key=lambda one: one._quiet_since)
         oldest._is_evicted = True
-        if oldest.transport.is_closing():
-            oldest.transport.abort()  # it does not take its last answer
-        else:
-            oldest.transport.close()
+        oldest.transport.abort()  # `close` would wait for it, over TLS
         return True
 
     def _may_go(self) -> bool:
         """No whole request is being answered."""
-        cycle = self.cycle
+        cycle = self._latest()
         is_at_work = cycle is not None and not cycle.response_complete and not cycle.more_body
         return not self._is_evicted and (self.transport.is_closing() or not is_at_work)
 
@@ -133,6 +139,6 @@ async def _refuse(app: ASGIApp, seconds: float, scope: Scope, receive: Receive, 
     await error.response()(scope, receive, send)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _end(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

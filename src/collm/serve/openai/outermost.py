@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from collm import metrics
 from collm.errors import Refused
 from collm.limits import Limits
-from collm.serve.openai.errors import FAILED, REQUEST_ID, busy, log_failure
+from collm.serve.openai.errors import FAILED, REQUEST_ID, ApiError, busy, log_failure
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class Outermost:
         metrics.HTTP_ACTIVE.inc()
         try:
             await self._app({**scope, "method": "GET"} if is_head else scope, received, sent)
+        except ApiError as error:
+            await error.response()(scope, receive, sent)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             log_failure(error)
             if status == 499:
