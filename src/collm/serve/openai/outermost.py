@@ -72,12 +72,12 @@ class Outermost:
         metrics.HTTP_ACTIVE.inc()
         try:
             await self._app({**scope, "method": "GET"} if is_head else scope, received, sent)
-        except ApiError as error:
-            await error.response()(scope, receive, sent)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            log_failure(error)
+            if not isinstance(error, ApiError):
+                log_failure(error)
             if status == 499:
-                await FAILED.response()(scope, receive, sent)
+                told = error if isinstance(error, ApiError) else FAILED
+                await told.response()(scope, receive, sent)
         finally:
             REQUEST_ID.reset(named)
             metrics.HTTP_ACTIVE.dec()

@@ -25,7 +25,7 @@ from collm.serve.openai.serving import Serving
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 512
+_BACKLOG = 256
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -70,6 +70,7 @@ def run_server(
         lifespan="off",
         log_config=None,
         log_level="critical",  # what strangers send is no news
+        backlog=_BACKLOG,  # which asyncio also takes at once: they are not counted yet
         access_log=False,
         server_header=False,
         proxy_headers=False,
