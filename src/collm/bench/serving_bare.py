@@ -48,7 +48,7 @@ class _Bare(Engine):
         super().__init__(artifact, EngineSettings(mode="cloud"), _nobody)
         self._made = tokens, pace
 
-    def start(self, prompt_ids: Sequence[int], generation: Generation) -> Reply:
+    def start(self, prompt_ids: Sequence[int], generation: Generation, owner: str = "") -> Reply:
         """An answer that is there at once."""
         made = cast(Answer, _Made(len(prompt_ids), *self._made))
         reply = Reply(made, lambda _: None)
