@@ -117,3 +117,25 @@ def test_every_response_has_an_id_the_clients_own_where_it_is_sane(serving: Serv
     for odd in ("a b", "x" * 65, "<script>", ""):
         told = ask(serving, "/healthz", headers={"X-Request-Id": odd}).headers["x-request-id"]
         assert told.startswith("req_")
+
+
+def test_what_nobody_expected_is_an_error_of_the_one_shape(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("of all things")
+
+    given = {"X-Request-Id": "mine-1"}
+    for module in ("guard.Guard._check", "app.status_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"collm.serve.openai.{module}", broken)
+            caplog.clear()
+            response = ask(serving, "/collm/status", headers=given)
+        assert response.status_code == 500
+        told = response.json()["error"]
+        assert (told["type"], told["code"], told["param"]) == ("server_error", "server_error", None)
+        assert response.headers["x-request-id"] == "mine-1"
+        assert [
+            record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+        ] == ["an answer failed (request mine-1)"]
+        assert "of all things" in caplog.text
