@@ -36,12 +36,13 @@ def test_turns_may_have_what_clients_note_beside_the_text(serving: Serving) -> N
     user = {"role": "user", "content": "the edge"}
     plain = said(serving, user, {"role": "assistant", "content": "no"}, user)
     part = {"type": "text", "text": "no", "cache_control": {"type": "ephemeral"}, "annotations": []}
-    for sent_back in (
+    ways: tuple[dict[str, Any], ...] = (
         {"content": [part]},
         {"content": [{"type": "refusal", "refusal": "no"}]},
         {"content": None, "refusal": "no"},
         {"content": "no", "refusal": None, "tool_calls": [], "function_call": None},
-    ):
+    )
+    for sent_back in ways:
         assert said(serving, user, {"role": "assistant", **sent_back}, user) == plain
     turns = [user, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, user]
     asked = {"model": "tiny", "input": turns, "max_output_tokens": 8, "ignore_eos": True}
@@ -76,8 +77,12 @@ def test_what_openais_client_can_send_is_known_here(serving: Serving) -> None:
     cached = {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}}
     plain = answered(serving, CHAT, HELLO)["choices"]
     assert answered(serving, CHAT, {**HELLO, **cached})["choices"] == plain
-    harmless = {"background_options": {"completion_window": "soonest"}, "context_management": [],
-                "image": {"context_compression": "auto"}, "moderation": None}  # fmt: skip
+    harmless: dict[str, Any] = {
+        "background_options": {"completion_window": "soonest"},
+        "context_management": [],
+        "image": {"context_compression": "auto"},
+        "moderation": None,
+    }
     answered(serving, RESPONSES, {"model": "tiny", "input": "a", **cached, **harmless})
 
 
