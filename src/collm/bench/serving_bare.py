@@ -34,6 +34,9 @@ class _Made:
         self._tokens = tokens
         self._pace = pace
 
+    def cancel(self) -> None:
+        """It ends by itself."""
+
     def with_previews(self) -> Generator[Piece, None, None]:
         """The tokens, one after the other."""
         for number in range(self._tokens):
