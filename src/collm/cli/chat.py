@@ -147,7 +147,8 @@ def chat_command(
                 f"{artifact[:80]}: with --server there is no artifact; name one of the two, and "
                 "quote the question"
             )
-        artifact, prompt = None, prompt if artifact is None else artifact
+        if artifact is not None:
+            artifact, prompt = None, artifact
     security = client_security(ca, cert, key, token_file)
     # $COLLM_TOKEN is a cloud's: no server is to see it.
     token = client_security(ca, cert, key, token_file, environment=False).token
