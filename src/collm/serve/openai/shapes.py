@@ -245,7 +245,8 @@ class ModelList(Shape):
 
 
 class Tier(Shape):
-    """Who runs layers `first` to `last`, the last one not included."""
+    """Who runs layers `first` to `last`, the last one not included: the device first, then each
+    as the one below it saw it last. Above one that is not ok nothing is known, and none is ok."""
 
     role: Literal["device", "edge server", "cloud"]
     first: int
