@@ -100,8 +100,8 @@ class Above:
     def check(self) -> bool:
         """Whether somebody is there who serves this server's model. Takes a few seconds at most.
 
-        Once that is known, a heartbeat is enough, as long as it is answered. A link is laid by then:
-        the next session begins on a connection that stands.
+        Once that is known, a heartbeat is enough, as long as it is answered. A link is laid by: the
+        next session begins on a connection that stands.
         """
         with self._checking:
             try:

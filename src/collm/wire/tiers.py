@@ -1,4 +1,4 @@
-"""Who runs the model above a device, as told in the answer to a heartbeat: a list, the nearest first.
+"""Who runs the model above a device, told in the answer to a heartbeat: the nearest first.
 
 Every server tells of itself, and passes on what the one above it told. Behind one that is away
 nothing is known: those are not ok either.

@@ -107,6 +107,8 @@ class ChunkExtra(Shape):
     index: int = 0
     ms: float | None = None
     way: Way | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
     preview: str = ""
     summary: Summary | None = None
     seed: int | None = None
