@@ -1,4 +1,4 @@
-"""Who is let in: known hosts, no foreign pages, keys; and what is counted of every request.
+"""Who is let in: known hosts, no foreign pages, keys.
 
 A page of another site can make a browser send requests here. It cannot read the answers (no CORS
 unless asked for), a request that does something needs JSON, which a foreign page may not send
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from collm import metrics
 from collm.link.address import is_loopback
@@ -107,43 +107,16 @@ class Guard:
     def _is_own(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        try:
+            theirs = urlsplit(origin).netloc
+        except ValueError:  # what is no address is nobody's
+            return False
+        return bool(host) and theirs.lower() == host.lower()
 
     def _has_key(self, headers: Headers) -> bool:
         assert self._keys is not None
         kind, _, key = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and self._keys.identity(key.strip()) is not None
-
-
-class Counting:
-    """Counts requests by address and status."""
-
-    def __init__(self, app: ASGIApp, paths: Iterable[str]) -> None:
-        self._app = app
-        self._paths = frozenset(paths)
-        """The addresses that are counted by name."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 499  # the client hung up before there was an answer
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        metrics.HTTP_ACTIVE.inc()
-        try:
-            await self._app(scope, receive, sent)
-        finally:
-            metrics.HTTP_ACTIVE.dec()
-            path = str(scope["path"])
-            route = path if path in self._paths else "other"
-            metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
 
 
 def _bare(host: str) -> str:

@@ -48,7 +48,7 @@ class Choice:
     traffic: tuple[int, int] = (0, 0)
     """Bytes up and down, as told last."""
     offset: int = 0
-    """Characters told."""
+    """Characters of the tokens told, as log-probabilities count them."""
 
     @property
     def reply(self) -> Reply:
