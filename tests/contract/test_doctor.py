@@ -473,4 +473,5 @@ def test_servers() -> None:
     with answering({"/healthz": "ok", "/v1/models": "<html>"}) as url:
         assert "/v1/models is no list of models" in only("API", "--server", url)
     assert "Connection refused" in only("server", "--server", url)
-    assert "expected a URL such as" in only("server", "--server", "127.0.0.1")
+    for wrong in ("127.0.0.1", "http://[", "http://[::1", "http://a:99999"):
+        assert "expected a URL such as" in only("server", "--server", wrong)

@@ -75,6 +75,7 @@ class Script:
         self.cloud_ok = self.server_ok = True
         self.busy = 0
         """How many more requests are turned away."""
+        self.mode = "verified"
         self.refuse = ""
         """Why the next requests are wrong."""
         self.bodies: list[dict[str, Any]] = []
@@ -191,7 +192,7 @@ class Script:
         return {
             "model": MODEL,
             "version": "0.1.0",
-            "mode": "verified",
+            "mode": self.mode,
             "modes": ["auto", "verified", "threshold", "refine", "standalone", "cloud"],
             "placement": 15,
             "layers": 30,
