@@ -155,7 +155,7 @@ def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, wo
             asyncio.run(read())
         assert engine.health is not None
         health = engine.health.wait(5)
-        assert not health.ok and "nobody answers" in health.error
+        assert not health.ok and "nobody answers" in health.fault
 
 
 class Turns:

@@ -322,6 +322,20 @@ def test_a_key_is_needed_where_answers_and_figures_are(keyed: tuple[Serving, Pat
     assert document["paths"][CHAT]["post"]["security"] == [{"key": []}]
 
 
+def test_one_keys_text_is_nothing_to_another(keyed: tuple[Serving, Path]) -> None:
+    """Or cached_tokens would tell what others have asked."""
+    serving, path = keyed
+    ours, theirs = "sk-ours-is-a-key-of-16", "sk-theirs-is-a-key-of-16"
+    path.write_text(f"{ours}\n{theirs}\n")
+    keyed_anew = replace(serving, keys=TokenFile(path, bare=True))
+    cached = []
+    for key in (ours, theirs, ours):
+        given = {"Authorization": f"Bearer {key}"}
+        usage = ask(keyed_anew, CHAT, HELLO, headers=given).json()["usage"]
+        cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert cached[0] == cached[1] == 0 < cached[2]
+
+
 def test_keys_are_read_again_when_the_file_changes(
     keyed: tuple[Serving, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ unasked, and one whose Origin is another site's is refused. A name that someone 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from collm.serve.openai.errors import ApiError
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico")
 """What needs no key: nothing of a model's or a user's is there."""
+_OWNER = "collm.owner"
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -85,7 +87,8 @@ class Guard:
                 code="forbidden_origin",
             )
         needs_key = self._keys is not None and path not in _OPEN and not path.startswith("/page/")
-        if needs_key and not self._has_key(headers):
+        key = _key(headers)
+        if needs_key and (key is None or not self._is_valid(key)):
             metrics.REFUSALS.labels("credentials").inc()
             raise ApiError(
                 401,
@@ -93,6 +96,8 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if needs_key and key is not None:
+            scope.setdefault("state", {})[_OWNER] = hashlib.sha256(key.encode()).hexdigest()
 
     def _is_known(self, host: str) -> bool:
         assert self._hosts is not None
@@ -113,10 +118,19 @@ class Guard:
             return False
         return bool(host) and theirs.lower() == host.lower()
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _is_valid(self, key: str) -> bool:
         assert self._keys is not None
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self._keys.identity(key.strip()) is not None
+        return self._keys.identity(key) is not None
+
+
+def owner_of(scope: Scope) -> str:
+    """Who asks, as far as keys tell; empty where everybody may."""
+    return str(scope.get("state", {}).get(_OWNER, ""))
+
+
+def _key(headers: Headers) -> str | None:
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else None
 
 
 def _bare(host: str) -> str:

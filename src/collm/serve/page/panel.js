@@ -3,7 +3,7 @@
 import { ShareBar, Sparkline } from "./charts.js";
 import { byId, el } from "./dom.js";
 import { listed, MODES } from "./sources.js";
-import { topology } from "./topology.js";
+import { topology, wayUp } from "./topology.js";
 import { bytes, duration, milliseconds, percent } from "./words.js";
 
 const EVERY_MS = 400;
@@ -35,7 +35,7 @@ export class Panel {
   /** The server's own account. */
   update(status, error) {
     this.status = status;
-    const cloud = status?.tiers?.find((tier) => tier.role === "cloud");
+    const cloud = wayUp(status);
     this.trip.push(!error && cloud?.ok ? (cloud.rtt_ms ?? null) : null);
     this.#link(cloud, error);
     this.#server(status, error);
@@ -65,8 +65,9 @@ export class Panel {
     const seed = answer?.seed ?? null;
     text("panel-seed", seed === null ? "" : `Sampled with seed ${seed}`);
     this.#shares(answer);
-    text("panel-up", summary ? bytes(summary.bytes_up) : "–");
-    text("panel-down", summary ? bytes(summary.bytes_down) : "–");
+    const traffic = summary ?? answer?.traffic;
+    text("panel-up", traffic ? bytes(traffic.bytes_up) : "–");
+    text("panel-down", traffic ? bytes(traffic.bytes_down) : "–");
     const total = this.#total();
     text("panel-total", total ? `${bytes(total)} in this conversation` : "");
     this.#outage(answer, summary);
