@@ -11,11 +11,12 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
 from tests.contract.link_services import FakeService, until
-from tests.raw_http2 import call_that_takes_nothing
+from tests.raw_http2 import call_that_takes_nothing, call_to
 
 from collm.errors import LinkError, LinkTimeout, Unreachable
 from collm.limits import Limits
@@ -61,6 +62,35 @@ def test_who_takes_no_answer_is_given_up() -> None:
             assert service.record.wait_for(lambda seen: seen.closed == 1, 3.0)
             assert until(lambda: server.server.sessions == 1)
         assert b"more" not in service.record.frames
+
+
+def test_a_call_with_a_damaged_name_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """grpc.aio stops taking calls then: for good, without the server that takes its place."""
+    service = FakeService()
+    with BackgroundServer(service, "127.0.0.1:0", LIMITS) as server:
+        host, _, port = server.address.partition(":")
+        with connect(server.address, LIMITS) as old:
+            hostile = []
+            for _ in range(3):
+                one = socket.create_connection((host, int(port)), 3)
+                hostile.append(one)
+                one.sendall(call_to(b"/co\x93lm.v1.Session/Open"))
+                said = "ended grpc's server"
+                assert until(lambda n=len(hostile): caplog.text.count(said) == n)
+                with connect(server.address, LIMITS) as new:
+                    new.send(b"new")
+                    assert new.receive(WAIT) == b"new"
+                old.send(b"old")
+                assert old.receive(WAIT) == b"old"
+            # Those that nobody needs any more are gone, with whoever killed them.
+            for one in hostile[1:]:
+                one.settimeout(3.0)
+                with suppress(ConnectionError):
+                    while one.recv(4096):
+                        pass
+        for one in hostile:
+            one.close()
+        assert until(lambda: service.record.closed == 4)
 
 
 def test_a_server_that_says_nothing_is_no_cloud() -> None:

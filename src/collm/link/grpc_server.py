@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +29,7 @@ from collm.link.credentials import ServerSecurity
 from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
 from collm.link.guard import Guard
+from collm.link.listening import Behaviour, Listening
 from collm.link.turns import Turns, refusal_frame
 from collm.wire import session_pb2  # noqa: F401 - what reflection shows
 
@@ -52,9 +54,9 @@ async def serve(
     `check_listen`. Raises what that does, and `LinkError` when the address cannot be listened on.
     """
     host = check_listen(listen, security, insecure=insecure)
-    server = Server(service, limits, workers, security)
+    server = Server(service, limits, workers, security, listen)
     try:
-        await server._start(host, listen)
+        await server._start(host)
     except BaseException:
         await server.stop(grace=0)
         raise
@@ -100,7 +102,12 @@ class Server:
     """A running server; made by `serve`. Use it in the event loop that made it."""
 
     def __init__(
-        self, service: Service, limits: Limits, workers: int, security: ServerSecurity
+        self,
+        service: Service,
+        limits: Limits,
+        workers: int,
+        security: ServerSecurity,
+        listen: str,
     ) -> None:
         self.address = ""
         """Where it listens, with the port it got."""
@@ -112,12 +119,10 @@ class Server:
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drained = asyncio.Event()
         # Any: grpc ships no types.
-        self._security = security
+        self._credentials: Any = credentials(security) if security.is_encrypted else None
         self._health: Any = health.aio.HealthServicer()
         self._guard = Guard(security)
-        self._grpc: Any = grpc.aio.server(
-            options=server_options(limits), interceptors=[self._guard]
-        )
+        self._listening = Listening(self._make, self._credentials, listen)
 
     @property
     def sessions(self) -> int:
@@ -130,10 +135,6 @@ class Server:
             status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
             await self._set_health(status)
 
-    async def wait(self) -> None:
-        """Return when the server has been stopped."""
-        await self._grpc.wait_for_termination()
-
     async def stop(self, grace: float | None = None) -> None:
         """End all sessions: idle ones at once, computing ones after their turn. Idempotent.
 
@@ -142,7 +143,7 @@ class Server:
         if not self._stopping.done():
             self._stopping.set_result(None)
             await self._set_health(HealthCheckResponse.NOT_SERVING)
-        await self._grpc.stop(self._limits.shutdown_seconds if grace is None else grace)
+        await self._listening.stop(self._limits.shutdown_seconds if grace is None else grace)
         try:
             if self._live:
                 await asyncio.wait_for(self._drained.wait(), self._limits.shutdown_seconds)
@@ -150,27 +151,22 @@ class Server:
             logger.warning("%d computations did not end and are left behind", len(self._live))
         self._executor.shutdown(wait=not self._live, cancel_futures=True)
 
-    async def _start(self, host: str, listen: str) -> None:
-        handler = grpc.stream_stream_rpc_method_handler(self._session)
-        self._grpc.add_generic_rpc_handlers(
+    async def _start(self, host: str) -> None:
+        self.port = await self._listening.start()
+        self.address = f"{host}:{self.port}"
+        await self._set_health(HealthCheckResponse.SERVING)
+
+    def _make(self, counted: Callable[[Behaviour], Behaviour]) -> Any:
+        """A grpc.aio server without a port. counted: its own, for sessions."""
+        made = grpc.aio.server(options=server_options(self._limits), interceptors=[self._guard])
+        handler = grpc.stream_stream_rpc_method_handler(counted(self._session))
+        made.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, made)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
-        try:
-            if self._security.is_encrypted:
-                self.port = self._grpc.add_secure_port(listen, credentials(self._security))
-            else:
-                self.port = self._grpc.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise LinkError(
-                f"cannot listen on {listen}: the port is taken or the address is not this "
-                "machine's; choose another with --listen HOST:PORT"
-            ) from error
-        self.address = f"{host}:{self.port}"
-        await self._grpc.start()
-        await self._set_health(HealthCheckResponse.SERVING)
+        reflection.enable_server_reflection(names, made)
+        return made
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE):
