@@ -28,6 +28,7 @@ LIMITS = Limits(
     idle_seconds=5.0,
     shutdown_seconds=2.0,
     max_sessions=3,
+    spare_links=0,
     max_message_bytes=64 * 1024,
 )
 WAIT = 3.0

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
-from collm.errors import LinkError, UsageError
+from collm.errors import LinkError, Refused, UsageError
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.address import is_loopback, parse_address
@@ -30,6 +31,7 @@ from collm.link.frames import check_frame
 from collm.link.grpc_options import METHOD, SERVICE, TAKEN, server_options
 from collm.link.guard import Guard
 from collm.link.listening import Behaviour, Listening
+from collm.link.places import Place, Places
 from collm.link.turns import Turns, refusal_frame
 from collm.wire import session_pb2  # noqa: F401 - what reflection shows
 
@@ -115,6 +117,7 @@ class Server:
         self._service = service
         self._limits = limits
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="collm-compute")
+        self._places = Places(limits)
         self._live: set[Turns] = set()
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drained = asyncio.Event()
@@ -174,17 +177,22 @@ class Server:
 
     async def _session(self, _requests: Any, context: Any) -> None:
         """One session, until either side ends it."""
-        peer = Peer(str(context.peer()), self._guard.identity(context))
+        address, identity = str(context.peer()), self._guard.identity(context)
         await context.send_initial_metadata((TAKEN,))
-        if len(self._live) >= self._limits.max_sessions:
-            await self._refuse(context, refusals.busy(self._limits), peer)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        try:
+            place = self._places.take(lambda: _set_soon(loop, ended))
+        except Refused as error:
+            await self._refuse(context, error, Peer(address, identity))
             return
+        peer = Peer(address, identity, place.end)
         turns = Turns(self._service, peer, self._executor)
         self._live.add(turns)
         self._drained.clear()
         try:
             await asyncio.wrap_future(turns.open())
-            while (frame := await self._read(context)) is not None:
+            while (frame := await self._read(context, place, ended)) is not None:
                 reply = await asyncio.wrap_future(turns.begin(frame))
                 while reply is not None:
                     if reply is not NOTHING:
@@ -199,36 +207,41 @@ class Server:
         finally:
             # Reached by cancellation too, when the client is gone: then this is the only
             # thing still done for it. A second cancellation must not stop it.
-            await asyncio.shield(asyncio.ensure_future(self._close(turns)))
+            await asyncio.shield(asyncio.ensure_future(self._close(turns, place)))
 
     async def _pause(self, turns: Turns) -> None:
         """Let a client wait that takes more than its share; it notices by flow control."""
         if turns.pause_seconds > 0:
             await asyncio.wait({self._stopping}, timeout=turns.pause_seconds)
 
-    async def _close(self, turns: Turns) -> None:
+    async def _close(self, turns: Turns, place: Place) -> None:
         try:
             await asyncio.wrap_future(turns.close())
         finally:
+            self._places.give_back(place)
             self._live.discard(turns)
             if not self._live:
                 self._drained.set()
 
-    async def _read(self, context: Any) -> bytes | None:
+    async def _read(
+        self, context: Any, place: Place, ended: asyncio.Future[None]
+    ) -> bytes | None:
         """The client's next frame; None when it has said that no more will come."""
+        place.waits()
         reading = asyncio.ensure_future(context.read())
         try:
             await asyncio.wait(
-                {reading, self._stopping},
+                {reading, self._stopping, ended},
                 timeout=self._limits.idle_seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
+            place.works()
             # A read given up ends with the call, with an error nobody is there to take.
             reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         if not reading.done():
             self._check_running()
-            raise refusals.idle(self._limits)
+            raise place.why or refusals.idle(self._limits)
         frame = reading.result()
         return None if frame is grpc.aio.EOF else bytes(frame)
 
@@ -255,3 +268,9 @@ class Server:
                 await asyncio.wait_for(context.write(frame), self._limits.send_seconds)
             except Exception:  # noqa: BLE001 - gRPC says so in several ways
                 return  # the client is gone or takes nothing: nobody is left to tell
+
+
+def _set_soon(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
+    """From any thread."""
+    with suppress(RuntimeError):  # the loop is closed, and with it the link
+        loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))

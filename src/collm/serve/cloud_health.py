@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from collm.errors import LinkError, ProtocolError
+from collm.errors import CollmError, one_line
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.dialer import Dialer
 from collm.session.probing import probe
+
+logger = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 2.0
 _ASKED_SECONDS = 10.0
@@ -75,8 +78,11 @@ class HealthWatch(Closing):
     def _look(self) -> CloudHealth:
         try:
             found = probe(self._connect, count=_TRIPS, budget=0.0, limits=self._limits)
-        except (LinkError, ProtocolError) as error:
-            return CloudHealth(address=self._address, ok=False, error=str(error))
+        except Exception as error:  # whatever it is: a watch that ends says ok for ever
+            said = one_line(error)
+            if not isinstance(error, CollmError) and said != self._latest.error:
+                logger.exception("the cloud's health cannot be looked at")
+            return CloudHealth(address=self._address, ok=False, error=said)
         return CloudHealth(
             address=self._address,
             ok=True,
