@@ -83,6 +83,7 @@ class Asking(Closing):
         begin_offline: bool = False,
     ) -> None:
         self._clock = clock
+        self._began_at = clock.now()
         self._vocabulary = vocabulary
         self._limits = limits
         wire_format = wire_format if cut else "ids"
@@ -102,6 +103,11 @@ class Asking(Closing):
         """Positions at which it has computed logits for us."""
         hello = hello_of(f"collm {__version__}", fingerprint, cut, wire_format)
         self.connection = Connection(link, hello, self._at, limits, dial, clock, begin_offline)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an answer that begins now might outlast the session's lifetime."""
+        return self._clock.now() - self._began_at > self._limits.lifetime_seconds / 2
 
     @property
     def bytes_up(self) -> int:
