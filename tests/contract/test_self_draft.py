@@ -228,7 +228,9 @@ def test_later_turns_are_drafted_too(world: World) -> None:
                         client.append(ids, None)
                         made.append(list(client.generate(12, (), sampling)))
                 texts.append([said(one) for one in made])
-                drafted.append([sum(not t.cloud_seconds or t.rejected for t in one) for one in made])
+                drafted.append(
+                    [sum(not t.cloud_seconds or t.rejected for t in one) for one in made]
+                )
             assert texts[0] == texts[1]
             assert all(drafted[1]) or "margin" in how.criterion.name, drafted
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -122,10 +123,10 @@ class Server:
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drained = asyncio.Event()
         # Any: grpc ships no types.
-        self._credentials: Any = credentials(security) if security.is_encrypted else None
         self._health: Any = health.aio.HealthServicer()
         self._guard = Guard(security)
-        self._listening = Listening(self._make, self._credentials, listen)
+        secret = partial(credentials, security) if security.is_encrypted else None
+        self._listening = Listening(self._make, secret, listen)
 
     @property
     def sessions(self) -> int:
@@ -223,9 +224,7 @@ class Server:
             if not self._live:
                 self._drained.set()
 
-    async def _read(
-        self, context: Any, place: Place, ended: asyncio.Future[None]
-    ) -> bytes | None:
+    async def _read(self, context: Any, place: Place, ended: asyncio.Future[None]) -> bytes | None:
         """The client's next frame; None when it has said that no more will come."""
         place.waits()
         reading = asyncio.ensure_future(context.read())

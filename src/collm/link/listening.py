@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from collm.errors import LinkError
+from collm.errors import CollmError, LinkError
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ class Listening:
     """See the module. Used in one event loop.
 
     make: a grpc.aio server without a port; its sessions pass through what it is given. credentials:
-    grpc's, None for none. listen: `HOST:PORT`, port 0 takes a free one.
+    grpc's, as the files are now; None for none. listen: `HOST:PORT`, port 0 takes a free one.
     """
 
     def __init__(
         self,
         make: Callable[[Callable[[Behaviour], Behaviour]], Any],
-        credentials: Any,
+        credentials: Callable[[], Any] | None,
         listen: str,
     ) -> None:
         self._make = make
@@ -90,7 +90,7 @@ class Listening:
         made.grpc = self._make(made.counted)
         try:
             if self._credentials is not None:
-                port = int(made.grpc.add_secure_port(self._listen, self._credentials))
+                port = int(made.grpc.add_secure_port(self._listen, self._credentials()))
             else:
                 port = int(made.grpc.add_insecure_port(self._listen))
         except RuntimeError as error:
@@ -119,7 +119,7 @@ class Listening:
                 task.add_done_callback(self._burying.discard)
             try:
                 await self._open()
-            except LinkError as error:  # the old socket may not be closed yet: tried again
+            except CollmError as error:  # the old socket may not be closed yet: tried again
                 logger.warning("%s", error)
             except Exception:  # whatever it is, a cloud that takes no calls is worse
                 logger.exception("no server in its place yet")

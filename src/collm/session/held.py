@@ -97,8 +97,8 @@ class HeldSession:
 
     @property
     def bytes(self) -> int:
-        """Memory of caches and pending rows."""
-        return self._session.bytes
+        """Memory of caches, pending rows and what keeps to a constraint."""
+        return self._session.bytes + self._constrained.bytes
 
     def bytes_first(self) -> int:
         """What a session takes once it has begun."""
@@ -106,17 +106,22 @@ class HeldSession:
 
     def bytes_for(self, message: Said) -> int:
         """At most the memory that this session takes when the message is dealt with."""
+        if isinstance(message, Append | Crop | Recut):
+            parser = self._constrained.bytes
+        else:
+            last = self._sampling if isinstance(message, Ask) else None
+            parser = self._constrained.bytes_for(message.sampling or last)
         more = 0
         if isinstance(message, Recut):
             more_layers = self._session.bytes_with(0, from_ids=message.cut < self.cut)
-            return max(self._bytes_with(0), more_layers)
+            return parser + max(self._bytes_with(0), more_layers)
         if isinstance(message, Ask):
             more = len(message.token_ids)
         elif isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
             more = min(message.max_tokens, self._limits.kv_step)
-        return self._bytes_with(min(more, self.max_positions - self._session.position))
+        return parser + self._bytes_with(min(more, self.max_positions - self._session.position))
 
     def _bytes_with(self, more: int) -> int:
         return self._session.bytes_with(more)
@@ -157,6 +162,7 @@ class HeldSession:
         self.is_dropped = False
         position = min(message.position, self._session.position)
         self._session.crop(position)
+        self._constrained.crop(position)
         self._judged = min(self._judged, position)
         self._next = None
         del self._ids[position:]
@@ -353,6 +359,7 @@ class HeldSession:
         for reply in generate(session, self._ids, message, how, seconds, masks):
             self._take(session.position - 1)
             yield reply
+        self._constrained.forget()  # the answer is over; the session may wait long for the next
 
     def _check_draft(self, session: StageSession, message: Verify | Score) -> None:
         end = message.base + len(message.draft) + 1
@@ -378,6 +385,7 @@ class HeldSession:
         if epoch != self._epoch + 1:
             raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
         session.crop(position)
+        self._constrained.crop(position)
         self._judged = min(self._judged, position)
         if self._next is not None and position < self._next.position:
             self._next = None
