@@ -99,7 +99,12 @@ class Limits:
     max_http_choices: int = 64
     """Answers to one request: prompts times `n`."""
     max_http_requests: int = 512
-    """Connections and requests at once; beyond, answers of any kind are refused."""
+    """Questions at once whose bodies have come; beyond: 429."""
+    max_http_connections: int = 640
+    """Beyond, those that ask nothing are closed, the longest quiet first; requests get a 503 where
+    all are at work."""
+    http_header_seconds: float = 10.0
+    """Longest wait for a request's header once it or its connection has begun."""
     http_body_seconds: float = 30.0
     """Longest wait for a request's body."""
     http_send_seconds: float = 60.0

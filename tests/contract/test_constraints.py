@@ -364,13 +364,13 @@ def test_turns_of_a_conversation_keep_each_to_its_own(world: World) -> None:
     settings = EngineSettings(mode="verified", placement=2, begin_offline=False)
     with Engine(world.artifact, settings, world.dial, limits=LIMITS) as engine:
         for mode in ("verified", "cloud", "threshold", "refine"):
-            ids = list(PROMPT)
+            ids = [*PROMPT, *PROMPT]
             for constraint in (REGEX, SCHEMA_C, None, LARK):
                 sampling = Sampling(constraint=constraint)
                 made = replace(MADE, mode=mode, max_tokens=40, sampling=sampling)
                 reply = engine.start(ids, made)
                 list(reply)
-                assert (reply.account.reused_tokens > 0) == (len(ids) > len(PROMPT))
+                assert (reply.account.reused_tokens > 0) == (len(ids) > 2 * len(PROMPT))
                 if mode in ("verified", "cloud"):
                     alone = Edge(world.artifact, mode="verified", placement=4, limits=LIMITS)
                     whole_made = replace(made, mode="verified")

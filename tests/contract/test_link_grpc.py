@@ -10,8 +10,8 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -72,13 +72,16 @@ def test_a_call_with_a_damaged_name_ends_nothing(caplog: pytest.LogCaptureFixtur
     with BackgroundServer(service, "127.0.0.1:0", LIMITS) as server:
         host, _, port = server.address.partition(":")
         with connect(server.address, LIMITS) as old:
-            hostile = []
+            hostile: list[socket.socket] = []
+
+            def was_noticed() -> bool:
+                return caplog.text.count("ended grpc's server") == len(hostile)
+
             for _ in range(3):
                 one = socket.create_connection((host, int(port)), 3)
                 hostile.append(one)
                 one.sendall(call_to(b"/co\x93lm.v1.Session/Open"))
-                said = "ended grpc's server"
-                assert until(lambda n=len(hostile): caplog.text.count(said) == n)
+                assert until(was_noticed)
                 with connect(server.address, LIMITS) as new:
                     new.send(b"new")
                     assert new.receive(WAIT) == b"new"
@@ -105,7 +108,8 @@ def test_a_server_that_says_nothing_is_no_cloud() -> None:
 @contextmanager
 def between(to: str, delays: Iterable[float]) -> Iterator[str]:
     """An address that leads `to`; what comes from there first is held back, per connection."""
-    over, threads, waits = threading.Event(), [], iter(delays)
+    over, waits = threading.Event(), iter(delays)
+    threads: list[threading.Thread] = []
 
     def pass_on(source: socket.socket, target: socket.socket, wait: float) -> None:
         with suppress(OSError):

@@ -271,5 +271,10 @@ class Server:
 
 def _set_soon(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
     """From any thread."""
+
+    def mark() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
     with suppress(RuntimeError):  # the loop is closed, and with it the link
-        loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+        loop.call_soon_threadsafe(mark)

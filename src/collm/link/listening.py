@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from collm.errors import CollmError, LinkError
@@ -29,6 +29,8 @@ class _Serving:
 
     grpc: Any = None
     sessions: int = 0
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where it is dead and has no sessions."""
 
     def counted(self, behaviour: Behaviour) -> Behaviour:
         """The same, counted among the sessions."""
@@ -39,6 +41,8 @@ class _Serving:
                 await behaviour(requests, context)
             finally:
                 self.sessions -= 1
+                if not self.sessions and self.is_dead:
+                    self.empty.set()
 
         return session
 
@@ -126,7 +130,7 @@ class Listening:
 
     async def _bury(self, serving: _Serving) -> None:
         """Cut off who is left there once its sessions are over: whoever killed it, for one."""
-        while serving.sessions:
-            await asyncio.sleep(_LOOK_SECONDS)
+        if serving.sessions:
+            await serving.empty.wait()
         await serving.grpc.stop(None)
         self._dead.discard(serving)

@@ -2,8 +2,9 @@
 
 The memory of caches and pending states has a hard budget, asked for before it is taken. Where it
 is full, the session that spoke longest ago loses its memory; its client sends everything again when
-it goes on. Where places run out, it loses its link. New sessions are let in while those that are at work leave room, and else told when to
-come back: sessions that take turns at evicting each other serve nobody.
+it goes on. Where places run out, it loses its link. New sessions are let in while those that are at
+work leave room, and else told when to come back: sessions that take turns at evicting each other
+serve nobody.
 """
 
 from __future__ import annotations

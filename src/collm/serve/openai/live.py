@@ -46,7 +46,7 @@ class Choice:
     changes: int = 0
     """Of the ways of making tokens, those told."""
     offset: int = 0
-    """Characters told."""
+    """Characters of the tokens told, as log-probabilities count them."""
 
     @property
     def reply(self) -> Reply:
