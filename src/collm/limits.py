@@ -51,6 +51,8 @@ class Limits:
     # sessions
     max_sessions: int = 64
     """Sessions one cloud process holds at once."""
+    spare_links: int = 64
+    """Links beyond those of sessions: for probes, and for whoever has not said Hello yet."""
     max_identity_sessions: int = 0
     """Of one identity at once; 0: as many as there are."""
     identity_bytes_per_second: float = 0.0
@@ -60,7 +62,8 @@ class Limits:
     max_kv_bytes: int = 4 * 2**30
     """Caches and pending states of all sessions of one cloud process."""
     work_seconds: float = 5.0
-    """A session that spoke within this time is at work: its memory is not given to a new one."""
+    """A session that spoke within this time is at work: its memory and its place are not given to
+    a new one."""
     kv_step: int = 256
     """KV buffers grow in steps of this many positions."""
     prefill_rows: int = 128

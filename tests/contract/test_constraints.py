@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.contract.link_services import until
 from tests.contract.tiers import LIMITS, PROMPT, Tiers
 from tests.exit_files import exit_file
 from tests.support import F32, RandomCheckpoint, tokenizer_json
@@ -294,6 +295,51 @@ def test_without_a_cloud_the_exits_still_keep_to_it(artifact: Artifact) -> None:
     assert answer.account.provisional > 2
     assert obeys(SCHEMA_C, answer.account)
     assert is_under_way(artifact, SCHEMA_C, answer.account)
+
+
+@pytest.mark.parametrize("value", ["true", "false", "1" + "0" * 400])
+def test_a_cloud_refuses_what_cannot_be_kept_to(world: World, value: str) -> None:
+    """An edge would not have sent it."""
+    odd = Constraint(kind="json_schema", text=f'{{"type": "number", "multipleOf": {value}}}')
+    with world.client() as client:
+        client.append(PROMPT, None)
+        with pytest.raises(Refused, match="multipleOf"):
+            client.verify((), Sampling(constraint=replace(odd, start=len(PROMPT))))
+
+
+def test_what_keeps_to_a_constraint_is_in_a_cloud_s_memory_budget(artifact: Artifact) -> None:
+    text = '{"type": "integer", "multipleOf": 19999}'  # takes 9 MB
+    dear = Constraint(kind="json_schema", text=text, start=len(PROMPT))
+    limits = replace(LIMITS, max_kv_bytes=8 * 2**20)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    with MemoryCloud(service, limits) as cloud:
+        world = World(artifact, service, cloud.connect)
+        with world.client() as client:
+            client.append(PROMPT, None)
+            client.verify((), Sampling(constraint=replace(SCHEMA_C, start=len(PROMPT))))
+            with pytest.raises(Refused, match="this session needs"):
+                client.verify((), Sampling(constraint=dear))
+
+
+def test_a_session_that_waits_gives_back_what_kept_to_its_answer(world: World) -> None:
+    asked = Sampling(constraint=replace(REGEX, start=len(PROMPT)))
+    with world.client() as client:
+        client.append(PROMPT, None)
+        made = list(client.generate(5, (), asked))
+        (entry,) = world.service.sessions._entries.values()
+        assert entry.held.bytes < 2**20  # the parser would be more
+        client.append([made[-1].token_id], None)
+        client.verify((), asked)
+        assert entry.held.bytes > 2**20
+        client.take_up(len(PROMPT))
+        client.append([5], None)
+        client.verify((), Sampling())
+        assert entry.held.bytes < 2**20
+        client.append([6], None)
+        client.verify((), replace(asked, constraint=replace(REGEX, start=client.sent)))
+        assert entry.held.bytes > 2**20
+        client.take_up(len(PROMPT))  # no question follows
+        assert until(lambda: entry.held.bytes < 2**20)
 
 
 def test_a_session_goes_on_with_another_constraint_or_none(world: World) -> None:

@@ -11,13 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.contract.link_services import until
 from tests.contract.test_session_contract import LIMITS, World, artifact, world
 from tests.support import token_ids
 
 from collm.config import Generation
-from collm.errors import LinkTimeout, PromptError, Refused, Unreachable
+from collm.errors import LinkTimeout, PromptError, Refused, Unreachable, UsageError
 from collm.link.base import Closing, Link
 from collm.runtime.stage import StageSession
+from collm.serve import cloud_health
+from collm.serve.cloud_health import HealthWatch
 from collm.serve.engine import Engine, EngineSettings
 from collm.serve.reply import Reply
 from collm.session.edge import Shared
@@ -156,6 +159,27 @@ def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, wo
         assert engine.health is not None
         health = engine.health.wait(5)
         assert not health.ok and "nobody answers" in health.fault
+
+
+def test_the_health_is_watched_whatever_happens(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_health, "_EVERY_SECONDS", 0.01)
+    faults: list[Exception] = []
+
+    def dial() -> Link:
+        if faults:
+            raise faults[0]
+        return world.dial()
+
+    with HealthWatch(dial, LIMITS) as watch:
+        assert watch.wait(5).ok
+        for fault in (UsageError("/etc/ca.pem cannot be read"), ValueError("a bug")):
+            faults[:] = [fault]
+            assert until(lambda: not watch.latest.ok), fault
+            assert str(fault) in watch.latest.fault
+            faults.clear()
+            assert until(lambda: watch.latest.ok), fault
 
 
 class Turns:

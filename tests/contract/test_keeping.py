@@ -250,6 +250,22 @@ def test_too_many_bytes_and_seconds_let_go(world: World) -> None:
     assert len(kept) == 0  # closed: nothing is kept any more
 
 
+def test_a_session_that_its_cloud_would_soon_end_is_not_taken_up(world: World) -> None:
+    made = Generation(max_tokens=4, ignore_eos=True)
+    with keeper() as kept:
+        edge = edge_of(world, "verified", 2, kept)
+        ids = token_ids(1, 20)
+        first = ask(edge, ids, made)
+        assert ask(edge, ids, made).reused_tokens == 19
+        (one,), (held,) = kept._kept, world.service.sessions._entries.values()
+        assert one.client is not None
+        one.client._began_at -= 0.6 * LIMITS.lifetime_seconds
+        held.born_at -= 2 * LIMITS.lifetime_seconds  # it would end in mid-answer
+        again = ask(edge, ids, made)
+        assert again.token_ids == first.token_ids and again.reused_tokens == 0
+        assert ask(edge, ids, made).reused_tokens == 19
+
+
 def test_a_full_cloud_gets_the_room_of_what_is_kept(world: World) -> None:
     made = Generation(max_tokens=4, ignore_eos=True)
     with keeper(most=1000) as kept:

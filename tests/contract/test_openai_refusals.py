@@ -101,6 +101,11 @@ def refused(response: Any, status: int) -> dict[str, Any]:
          "response_format.json_schema.schema", "missing_required_parameter", ""),
         ({"response_format": {"type": "json_schema", "json_schema": {
             "name": "x", "schema": {"type": "nothing"}}}}, "response_format", "invalid_value", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"multipleOf": True}}}}, "response_format", "invalid_value", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"multipleOf": 10**400}}}}, "response_format", "invalid_value",
+         "multipleOf"),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "invalid_value", "list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from collm.errors import LinkError, ProtocolError
+from collm.errors import CollmError, one_line
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.dialer import Dialer
 from collm.session.probing import look
 from collm.wire.tiers import Tier, away, unreached
+
+logger = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 2.0
 _ASKED_SECONDS = 10.0
@@ -84,7 +87,9 @@ class HealthWatch(Closing):
     def _look(self) -> CloudHealth:
         try:
             return CloudHealth(look(self._connect, self._limits))
-        except (LinkError, ProtocolError) as error:
-            head, *above = self._latest.tiers
+        except Exception as error:  # whatever it is: a watch that ends says ok for ever
+            said, (head, *above) = one_line(error), self._latest.tiers
+            if not isinstance(error, CollmError) and said != head.error:
+                logger.exception("the cloud's health cannot be looked at")
             head = replace(head, address=self._address)  # all of them were tried
-            return CloudHealth(unreached((head, *above), str(error)))
+            return CloudHealth(unreached((head, *above), said))

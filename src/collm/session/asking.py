@@ -84,6 +84,7 @@ class Asking(Closing):
         is_unwanted: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock
+        self._began_at = clock.now()
         self._vocabulary = vocabulary
         self._limits = limits
         wire_format = wire_format if cut else "ids"
@@ -105,6 +106,11 @@ class Asking(Closing):
         self.connection = Connection(
             link, hello, self._at, limits, dial, clock, begin_offline, is_unwanted
         )
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an answer that begins now might outlast the session's lifetime."""
+        return self._clock.now() - self._began_at > self._limits.lifetime_seconds / 2
 
     @property
     def bytes_up(self) -> int:

@@ -231,7 +231,7 @@ class CloudConversation:
         service.check_ready()
         held = service.hold(hello, self._peer.identity)
         self._id = uuid.uuid4().hex
-        service.sessions.enter(self._id, held, hello.resumes)
+        service.sessions.enter(self._id, held, hello.resumes, self._peer.end)
         self._held, self._minor = held, hello.protocol_minor
         self._log(f"session from cut {hello.cut}, {hello.wire_format}, {hello.software[:40]}")
         return Welcome(

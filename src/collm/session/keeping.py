@@ -64,6 +64,8 @@ class Kept:
 
     def take_up(self, ids: Sequence[int]) -> int:
         """Crop both sides to what `ids` begins with; how many positions that is, 0: of no use."""
+        if self.client is not None and self.client.is_old:
+            return 0
         position = self.shares(ids)
         if self.session is not None:
             position = min(position, self.session.position)
