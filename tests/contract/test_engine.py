@@ -256,7 +256,7 @@ def test_whoever_leaves_while_the_cloud_is_silent_gives_the_place_back(
         started = time.monotonic()
         for reply in replies[:2]:
             reply.cancel()
-        _until(lambda: _held(engine) <= 2)
+        assert until(lambda: _held(engine) <= 2, 10)
         assert time.monotonic() - started < 4
         started = time.monotonic()
     assert time.monotonic() - started < 4  # closing waits for nobody either
@@ -268,25 +268,18 @@ def _held(engine: Engine) -> int:
     return status.active + status.waiting
 
 
-def _until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert is_so()
-
-
 def test_a_request_that_waits_gives_its_place_back_at_once(world: World) -> None:
     gate = Gate(world.dial)
     settings = EngineSettings(placement=2, most_active=1, most_waiting=1, begin_offline=False)
     with Engine(world.artifact, settings, gate, limits=LIMITS) as engine:
         first = engine.start(token_ids(1, 6), MADE)
-        _until(lambda: engine.status().active == 1)
+        assert until(lambda: engine.status().active == 1, 10)
         engine.start(token_ids(2, 6), MADE).cancel()
         assert engine.status().waiting == 0
         third = engine.start(token_ids(3, 6), MADE)
         gate.is_open.set()
         assert len(list(first)) == len(list(third)) == 8
-        _until(lambda: engine.status().active == 0)
+        assert until(lambda: engine.status().active == 0, 10)
         assert engine.status().answers == 2
 
 
@@ -301,14 +294,14 @@ def test_a_long_prompt_ends_where_nobody_wants_it(world: World, mode: str) -> No
         def leaving(self: StageSession, chain: Any, *more: Any) -> Any:
             if self.pause is not None:  # the edge's
                 rows.append(len(more[1]))
-                _until(lambda: bool(reply))
+                assert until(lambda: bool(reply), 10)
                 reply[0].cancel()
             return plain(self, chain, *more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(StageSession, "_run_chain", leaving)
             reply.append(engine.start(ids, replace(MADE, mode=mode)))
-            _until(lambda: _held(engine) == 0)
+            assert until(lambda: _held(engine) == 0, 10)
         assert sum(rows) <= 64 and not reply[0].account.tokens
         again = engine.start(ids, replace(MADE, mode=mode))
         fresh = world.edge(mode, 2).answer(ids, replace(MADE, mode=mode)).finish()
