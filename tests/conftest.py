@@ -13,13 +13,17 @@ LONGEST = (
     "test_readme", "test_faithful", "test_bench_table", "test_docs_site", "test_commands",
     "test_eval_quality", "test_modes", "test_bad_input", "test_openai_clients", "test_pull",
 )  # fmt: skip
-"""Files of tests, of half a minute and more. A file is one worker's, so they come first: at the end
-of the run no worker is left with a long one while the other has nothing to do."""
+"""Files of tests/e2e. A file is one worker's, so the longest come first: at the end of the run no
+worker is left with one while the other has nothing to do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: at for at, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(
+        key=lambda item: (
+            order.get(item.path.stem, len(order)) if item.path.parent.name == "e2e" else len(order)
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@
     │   ├── PlacementError        layers or exits that the artifact does not have
     │   └── PromptError           a prompt, prompt file or sampling setting that cannot be run
     ├── ContextFull             a session reached the model's context length
+    ├── Cancelled               whoever asked for an answer wants no more of it
     ├── ProtocolError           the other side sent bytes that break the protocol
     └── LinkError               the link failed
         ├── CorruptFrame          bytes changed on their way
@@ -49,6 +50,10 @@ class PromptError(UsageError):
 
 class ContextFull(CollmError):
     """A session has no position left in the model's context."""
+
+
+class Cancelled(CollmError):
+    """An answer was broken off by whoever had asked for it."""
 
 
 class ProtocolError(CollmError):

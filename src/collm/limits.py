@@ -32,6 +32,10 @@ class Limits:
     """Of a Heartbeat and of its answer."""
     max_cost_entries: int = 1024
     """Figures that a cloud may tell of itself."""
+    max_tiers: int = 8
+    """Servers, one above the other, that are told of."""
+    max_tier_text_bytes: int = 200
+    """Longest address, or fault, of one of them."""
 
     # constraints (what the parser itself may use: `runtime.constraints`)
     max_constraint_bytes: int = 64 * 2**10
@@ -47,6 +51,8 @@ class Limits:
     # sessions
     max_sessions: int = 64
     """Sessions one cloud process holds at once."""
+    spare_links: int = 64
+    """Links beyond those of sessions: for probes, and for whoever has not said Hello yet."""
     max_identity_sessions: int = 0
     """Of one identity at once; 0: as many as there are."""
     identity_bytes_per_second: float = 0.0
@@ -56,7 +62,8 @@ class Limits:
     max_kv_bytes: int = 4 * 2**30
     """Caches and pending states of all sessions of one cloud process."""
     work_seconds: float = 5.0
-    """A session that spoke within this time is at work: its memory is not given to a new one."""
+    """A session that spoke within this time is at work: its memory and its place are not given to
+    a new one."""
     kv_step: int = 256
     """KV buffers grow in steps of this many positions."""
     prefill_rows: int = 128
@@ -96,7 +103,12 @@ class Limits:
     max_http_choices: int = 64
     """Answers to one request: prompts times `n`."""
     max_http_requests: int = 512
-    """Connections and requests at once; beyond, answers of any kind are refused."""
+    """Questions at once whose bodies have come; beyond: 429."""
+    max_http_connections: int = 640
+    """Beyond, those that ask nothing are closed, the longest quiet first; requests get a 503 where
+    all are at work."""
+    http_header_seconds: float = 10.0
+    """Longest wait for a request's header once it or its connection has begun."""
     http_body_seconds: float = 30.0
     """Longest wait for a request's body."""
     http_send_seconds: float = 60.0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.contract.link_services import until
 from tests.contract.tiers import LIMITS, PROMPT, Tiers
 from tests.exit_files import exit_file
 from tests.support import F32, RandomCheckpoint, tokenizer_json
@@ -296,6 +297,52 @@ def test_without_a_cloud_the_exits_still_keep_to_it(artifact: Artifact) -> None:
     assert is_under_way(artifact, SCHEMA_C, answer.account)
 
 
+@pytest.mark.parametrize("value", ["true", "false", "1" + "0" * 400])
+def test_a_cloud_refuses_what_cannot_be_kept_to(world: World, value: str) -> None:
+    """An edge would not have sent it."""
+    odd = Constraint(kind="json_schema", text=f'{{"type": "number", "multipleOf": {value}}}')
+    with world.client() as client:
+        client.append(PROMPT, None)
+        with pytest.raises(Refused, match="multipleOf"):
+            client.verify((), Sampling(constraint=replace(odd, start=len(PROMPT))))
+
+
+def test_what_keeps_to_a_constraint_is_in_a_cloud_s_memory_budget(artifact: Artifact) -> None:
+    text = '{"type": "integer", "multipleOf": 19999}'  # takes 9 MB
+    dear = Constraint(kind="json_schema", text=text, start=len(PROMPT))
+    limits = replace(LIMITS, max_kv_bytes=8 * 2**20)
+    service = CloudService(Stage(artifact, range(4), limits=limits), limits)
+    with MemoryCloud(service, limits) as cloud:
+        world = World(artifact, service, cloud.connect)
+        with world.client() as client:
+            client.append(PROMPT, None)
+            client.verify((), Sampling(constraint=replace(SCHEMA_C, start=len(PROMPT))))
+            with pytest.raises(Refused, match="this session needs"):
+                client.verify((), Sampling(constraint=dear))
+
+
+def test_a_session_that_waits_gives_back_what_kept_to_its_answer(world: World) -> None:
+    asked = Sampling(constraint=replace(REGEX, start=len(PROMPT)))
+    with world.client() as client:
+        client.append(PROMPT, None)
+        made = list(client.generate(5, (), asked))
+        (entry,) = world.service.sessions._entries.values()
+        # The parser would be more; it goes once the end has been told.
+        assert until(lambda: entry.held.bytes < 2**20)
+        client.append([made[-1].token_id], None)
+        client.verify((), asked)
+        assert entry.held.bytes > 2**20
+        client.take_up(len(PROMPT))
+        client.append([5], None)
+        client.verify((), Sampling())
+        assert entry.held.bytes < 2**20
+        client.append([6], None)
+        client.verify((), replace(asked, constraint=replace(REGEX, start=client.sent)))
+        assert entry.held.bytes > 2**20
+        client.take_up(len(PROMPT))  # no question follows
+        assert until(lambda: entry.held.bytes < 2**20)
+
+
 def test_a_session_goes_on_with_another_constraint_or_none(world: World) -> None:
     """As the turns of a conversation do: what a verdict told under one does not hold under it."""
     stage = Stage(world.artifact, range(4), limits=LIMITS)
@@ -318,13 +365,13 @@ def test_turns_of_a_conversation_keep_each_to_its_own(world: World) -> None:
     settings = EngineSettings(mode="verified", placement=2, begin_offline=False)
     with Engine(world.artifact, settings, world.dial, limits=LIMITS) as engine:
         for mode in ("verified", "cloud", "threshold", "refine"):
-            ids = list(PROMPT)
+            ids = [*PROMPT, *PROMPT]
             for constraint in (REGEX, SCHEMA_C, None, LARK):
                 sampling = Sampling(constraint=constraint)
                 made = replace(MADE, mode=mode, max_tokens=40, sampling=sampling)
                 reply = engine.start(ids, made)
                 list(reply)
-                assert (reply.account.reused_tokens > 0) == (len(ids) > len(PROMPT))
+                assert (reply.account.reused_tokens > 0) == (len(ids) > 2 * len(PROMPT))
                 if mode in ("verified", "cloud"):
                     alone = Edge(world.artifact, mode="verified", placement=4, limits=LIMITS)
                     whole_made = replace(made, mode="verified")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -10,7 +12,7 @@ import pytest
 from tests.contract.test_session_contract import LIMITS, World, artifact, world
 from tests.support import token_ids
 
-from collm.config import Generation, Sampling
+from collm.config import Generation, Sampling, Way
 from collm.session.edge import Edge, Shared
 from collm.session.events import Account
 from collm.session.keeping import Keeper
@@ -72,19 +74,95 @@ def test_turns_of_a_conversation_give_the_text_of_fresh_sessions(
 
 
 @pytest.mark.parametrize("mode", ["threshold", "refine", "standalone"])
-def test_lossy_modes_go_on_too(world: World, mode: str) -> None:
+def test_other_modes_go_on_too_and_say_what_they_would_anew(world: World, mode: str) -> None:
+    """The same request, the same text: what a row made alone rounds otherwise is not kept."""
     made = Generation(
         max_tokens=10, ignore_eos=True, threshold=0.1, criterion="coherence | confidence:0.1"
     )
+    for seed in range(6):
+        with keeper() as kept:
+            edge, fresh = edge_of(world, mode, 2, kept), edge_of(world, mode, 2, None)
+            ids = token_ids(seed, 15 + seed)
+            first = ask(edge, ids, made)
+            again = ask(edge, ids, made)
+            assert again.reused_tokens >= len(ids) - 2
+            longer = [*ids, *first.token_ids, 7, 8, 9]
+            second = ask(edge, longer, made)
+            assert second.reused_tokens >= len(ids) - 2
+            if mode != "standalone":
+                assert second.bytes_up < first.bytes_up + 14 * 40  # the prompt did not go up again
+            assert _said(first) == _said(again) == _said(ask(fresh, ids, made))
+            assert _said(second) == _said(ask(fresh, longer, made))
+
+
+def _said(account: Account) -> list[tuple[int, str, float | None]]:
+    return [(one.token_id, one.source, one.confidence) for one in account.tokens]
+
+
+class ToCloud:
+    """Leaves the rest to the cloud at the first verify boundary."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+
+    def way(self, *_: object) -> Way | None:
+        self.is_done, was = True, self.is_done
+        return None if was else Way(mode="cloud", placement=0, wire="ids")
+
+    def judged(self, *_: object) -> None:
+        """See `run.Steer`."""
+
+    unusable = token = judged
+
+
+def test_rows_that_went_up_inexactly_serve_no_exact_answer(world: World) -> None:
+    made = Generation(max_tokens=8, ignore_eos=True, threshold=0.05)
+    for wire, serves in (("int4", False), ("f32", True)):
+        with keeper() as kept:
+            edge, cloud = (
+                edge_of(world, "verified", 3, kept, wire=wire),
+                edge_of(world, "cloud", 0, kept),
+            )
+            ids = token_ids(4, 30)
+            said = edge.answer(ids, made, steer=ToCloud()).finish()
+            longer = [*ids, *said.token_ids, 4, 5]
+            after = ask(cloud, longer, made)
+            assert (after.reused_tokens > 0) == serves
+            alone = ask(edge_of(world, "cloud", 0, None), longer, made)
+            assert _said(after) == _said(alone)
+
+
+def test_blocks_that_were_given_up_are_not_held_for_later(world: World) -> None:
+    made = Generation(max_tokens=6, ignore_eos=True, threshold=0.05)
     with keeper() as kept:
-        edge = edge_of(world, mode, 2, kept)
-        ids = token_ids(5, 14)
-        first = ask(edge, ids, made)
-        second = ask(edge, [*ids, *first.token_ids, 7, 8, 9], made)
-        assert len(second.token_ids) == 10
-        assert second.reused_tokens >= 14
-        if mode != "standalone":
-            assert second.bytes_up < first.bytes_up + 14 * 40  # the prompt did not go up again
+        edge = edge_of(world, "verified", 3, kept)
+        under_way = edge.answer(token_ids(2, 20), made)
+        next(iter(under_way))
+        ask(edge, token_ids(1, 20), made)
+        assert len(kept) == 1
+        old = weakref.ref(edge.stage.chains[-1])  # type: ignore[union-attr]
+        edge.place(2)
+        assert len(kept) == 0
+        under_way.finish()
+        assert len(kept) == 0  # nor what was begun before
+        del under_way
+        gc.collect()
+        assert old() is None
+
+
+def test_an_answer_that_begins_twice_counts_the_second_time(world: World) -> None:
+    """What the first session had counted is not subtracted from another's."""
+    made = Generation(max_tokens=6, ignore_eos=True, threshold=0.05)
+    with keeper() as kept:
+        edge = edge_of(world, "verified", 2, kept)
+        first = ask(edge, token_ids(1, 20), made)
+        answer = edge.answer([*token_ids(1, 20), *first.token_ids], made)
+        with answer._run.begin(cut=2, stage=edge.stage):
+            pass
+        kept.close()
+        account = answer.finish()
+    assert account.reused_tokens == 0
+    assert account.bytes_down > 0 and account.cloud_rows >= 20
 
 
 def test_an_answer_broken_off_can_be_gone_on_with(world: World) -> None:
@@ -170,6 +248,22 @@ def test_too_many_bytes_and_seconds_let_go(world: World) -> None:
         assert len(kept) == 0
     ask(edge, token_ids(0, 20), made)
     assert len(kept) == 0  # closed: nothing is kept any more
+
+
+def test_a_session_that_its_cloud_would_soon_end_is_not_taken_up(world: World) -> None:
+    made = Generation(max_tokens=4, ignore_eos=True)
+    with keeper() as kept:
+        edge = edge_of(world, "verified", 2, kept)
+        ids = token_ids(1, 20)
+        first = ask(edge, ids, made)
+        assert ask(edge, ids, made).reused_tokens == 19
+        (one,), (held,) = kept._kept, world.service.sessions._entries.values()
+        assert one.client is not None
+        one.client._began_at -= 0.6 * LIMITS.lifetime_seconds
+        held.born_at -= 2 * LIMITS.lifetime_seconds  # it would end in mid-answer
+        again = ask(edge, ids, made)
+        assert again.token_ids == first.token_ids and again.reused_tokens == 0
+        assert ask(edge, ids, made).reused_tokens == 19
 
 
 def test_a_full_cloud_gets_the_room_of_what_is_kept(world: World) -> None:

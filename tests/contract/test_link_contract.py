@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.contract.link_services import FakeService, Recorder, until
@@ -26,6 +26,7 @@ LIMITS = Limits(
     idle_seconds=5.0,
     shutdown_seconds=2.0,
     max_sessions=3,
+    spare_links=0,
     max_message_bytes=64 * 1024,
 )
 WAIT = 3.0
@@ -274,6 +275,26 @@ def admitted(link: Link) -> bool:
         return link.receive(WAIT) == b"hello"
     except LinkError:
         return False
+
+
+@pytest.mark.timed
+def test_a_link_that_was_silent_gives_its_place_to_another(start: Start) -> None:
+    world = start(replace(LIMITS, max_sessions=1, spare_links=1, work_seconds=0.2))
+    first, second = world.connect(), world.connect()
+    first.send(b"hello")
+    assert first.receive(WAIT) == b"hello"
+    assert world.connect().receive(WAIT).startswith(b"no busy all 1 sessions")
+    time.sleep(0.25)
+    second.send(b"hello")
+    assert second.receive(WAIT) == b"hello"
+    third = world.connect()
+    third.send(b"hello")
+    assert third.receive(WAIT) == b"hello"
+    assert first.receive(WAIT).startswith(b"no busy this session was silent")
+    with pytest.raises(LinkError):
+        first.receive(WAIT)
+    second.send(b"again")
+    assert second.receive(WAIT) == b"again"
 
 
 @pytest.mark.timed

@@ -10,12 +10,15 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import grpc
 import pytest
 from tests.contract.link_services import FakeService, until
-from tests.raw_http2 import call_that_takes_nothing
+from tests.raw_http2 import call_that_takes_nothing, call_to
 
 from collm.errors import LinkError, LinkTimeout, Unreachable
 from collm.limits import Limits
@@ -62,11 +65,142 @@ def test_who_takes_no_answer_is_given_up() -> None:
         assert b"more" not in service.record.frames
 
 
+@pytest.mark.timed
+def test_a_call_with_a_damaged_name_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """grpc.aio stops taking calls then: for good, without the server that takes its place."""
+    service = FakeService()
+    with BackgroundServer(service, "127.0.0.1:0", LIMITS) as server:
+        host, _, port = server.address.partition(":")
+        with connect(server.address, LIMITS) as old:
+            hostile: list[socket.socket] = []
+
+            def was_noticed() -> bool:
+                return caplog.text.count("ended grpc's server") == len(hostile)
+
+            for _ in range(3):
+                one = socket.create_connection((host, int(port)), 3)
+                hostile.append(one)
+                one.sendall(call_to(b"/co\x93lm.v1.Session/Open"))
+                assert until(was_noticed)
+                with connect(server.address, LIMITS) as new:
+                    new.send(b"new")
+                    assert new.receive(WAIT) == b"new"
+                old.send(b"old")
+                assert old.receive(WAIT) == b"old"
+            # Those that nobody needs any more are gone, with whoever killed them.
+            for one in hostile[1:]:
+                one.settimeout(3.0)
+                with suppress(ConnectionError):
+                    while one.recv(4096):
+                        pass
+        for one in hostile:
+            one.close()
+        assert until(lambda: service.record.closed == 4)
+
+
 def test_a_server_that_says_nothing_is_no_cloud() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(Unreachable):
             connect(address, Limits(connect_seconds=0.3))
+
+
+@contextmanager
+def between(to: str, delays: Iterable[float]) -> Iterator[str]:
+    """An address that leads `to`; what comes from there first is held back, per connection."""
+    over, waits = threading.Event(), iter(delays)
+    threads: list[threading.Thread] = []
+
+    def pass_on(source: socket.socket, target: socket.socket, wait: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                over.wait(wait)
+                wait = 0.0
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def connection(one: socket.socket, wait: float) -> None:
+        host, _, port = to.partition(":")
+        with one, socket.create_connection((host, int(port))) as other:
+            back = threading.Thread(target=pass_on, args=(other, one, wait))
+            back.start()
+            pass_on(one, other, 0.0)
+            back.join()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while not over.is_set():
+                one, _ = server.accept()
+                threads.append(threading.Thread(target=connection, args=(one, next(waits, 0.0))))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in (serving, *threads):
+                thread.join()
+
+
+@pytest.mark.timed
+def test_a_first_call_that_is_lost_is_not_waited_for() -> None:
+    limits = replace(LIMITS, connect_seconds=2.0)
+    with (
+        BackgroundServer(FakeService(), "127.0.0.1:0", limits) as server,
+        between(server.address, [60.0, 0.0]) as address,
+        connect(address, limits) as link,
+    ):
+        link.send(b"hello")
+        assert link.receive(WAIT) == b"hello"
+
+
+@pytest.mark.timed
+def test_a_slow_way_has_all_the_time() -> None:
+    """Each call is answered only after others have been made beside it."""
+    limits = replace(LIMITS, connect_seconds=2.0)
+    with (
+        BackgroundServer(FakeService(), "127.0.0.1:0", limits) as server,
+        between(server.address, [0.8] * 3) as address,
+        connect(address, limits) as link,
+    ):
+        link.send(b"hello")
+        assert link.receive(WAIT) == b"hello"
+        assert until(lambda: server.server.sessions == 1)  # the others are given up
+
+
+@pytest.mark.timed
+def test_a_call_that_the_other_side_cancels_is_made_again() -> None:
+    """RST_STREAM(CANCEL), which a damaged frame may bring about."""
+    settings, cancel = b"\0\0\0\4\0\0\0\0\0", b"\0\0\4\3\0\0\0\0\1\0\0\0\x08"
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        host, port = first.getsockname()
+
+        def serve() -> None:
+            one, _ = first.accept()
+            cancelled.append(one)
+            one.sendall(settings)
+            heard = b""
+            while b"authority" not in heard and len(heard) < 200:
+                heard += one.recv(4096)
+            first.close()
+            one.sendall(cancel)
+            after.append(BackgroundServer(FakeService(), f"{host}:{port}", LIMITS))
+
+        cancelled: list[socket.socket] = []
+        after: list[BackgroundServer] = []
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            with connect(f"{host}:{port}", LIMITS) as link:
+                link.send(b"hello")
+                assert link.receive(WAIT) == b"hello"
+        finally:
+            for one in (*cancelled, *after):
+                one.close()
 
 
 def test_another_grpc_server_is_no_cloud() -> None:

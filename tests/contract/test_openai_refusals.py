@@ -11,18 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.openai_server import CHAT, HELLO, RESPONSES, TEXT, app_of, ask, serving_of
+from tests.openai_server import CHAT, GREEDY, HELLO, RESPONSES, TEXT, app_of, ask, serving_of
 from tests.support import random_artifact
 
 from collm.limits import DEFAULT_LIMITS
 from collm.link.credentials import TokenFile
+from collm.model.tokenizer import Tokenizer
 from collm.serve.openai.body import read_json
 from collm.serve.openai.errors import ApiError
+from collm.serve.openai.generation import generations
 from collm.serve.openai.guard import allowed_hosts
+from collm.serve.openai.schemas import ChatCompletionRequest
 from collm.serve.openai.serving import Serving
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+CALLS = {
+    "role": "assistant", "content": None,
+    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}  # fmt: skip
 KEY = "sk-0123456789abcdef"
 
 
@@ -65,7 +72,22 @@ def refused(response: Any, status: int) -> dict[str, Any]:
         ({"n": 0}, "n", "invalid_value", "greater"),
         ({"n": 128}, "n", "invalid_value", "64 at most"),
         ({"seed": 2**70}, "seed", "invalid_value", ""),
-        ({"stop": ""}, "stop", "invalid_value", "at least 1 character"),
+        ({"stop": "a" * 1001}, "stop", "invalid_value", "at most 1000 characters"),
+        ({"max_tokens": -2}, "max_tokens", "invalid_value", "greater than or equal to 1"),
+        ({"max_tokens": 10**6 + 1}, "max_tokens", "invalid_value", "equal to 1000000"),
+        ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter", "not supported"),
+        ({"Foo": 1}, "Foo", "unknown_parameter", "Foo: there is no such"),
+        ({"x-y": 1}, "x-y", "unknown_parameter", "'x-y': there is no such"),
+        ({"": 1}, "", "unknown_parameter", "'': there is no such"),
+        ({"str": 1}, "str", "unknown_parameter", "str: there is no such"),
+        ({"a\nb": 1}, "a b", "unknown_parameter", "there is no such"),
+        ({"collm": {"topK": 1}}, "collm.topK", "unknown_parameter", "expected one of mode, thr"),
+        ({"messages": [{"role": "user", "content": "x", "toolCalls": []}]}, "messages.0.toolCalls",
+         "unknown_parameter", "no such parameter"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_value", "string"),
+        ({"metadata": {"A-b": "x" * 513}}, "metadata", "invalid_value", "at most 512"),
+        ({"metadata": {"x" * 65: "a"}}, "metadata." + "x" * 65, "invalid_value", "at most 64"),
+        ({"metadata": {str(i): "a" for i in range(17)}}, "metadata", "invalid_value", "at most 16"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "goes with logprobs"),
         ({"stream": 1}, "stream", "invalid_value", "boolean"),
@@ -79,10 +101,24 @@ def refused(response: Any, status: int) -> dict[str, Any]:
          "response_format.json_schema.schema", "missing_required_parameter", ""),
         ({"response_format": {"type": "json_schema", "json_schema": {
             "name": "x", "schema": {"type": "nothing"}}}}, "response_format", "invalid_value", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"multipleOf": True}}}}, "response_format", "invalid_value", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"multipleOf": 10**400}}}}, "response_format", "invalid_value",
+         "multipleOf"),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "invalid_value", "list"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role",
+         "unsupported_value", "role 'robot'"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role",
-         "unsupported_value", "role 'tool'"),
+         "unsupported_value", "calls no tools"),
+        ({"messages": [{"role": "function", "name": "f", "content": None}]}, "messages.0.role",
+         "unsupported_value", "calls no tools"),
+        ({"messages": [{"role": "user", "content": "x"}, CALLS,
+                       {"role": "tool", "tool_call_id": "c", "content": "blue"}]},
+         "messages.1.tool_calls", "unsupported_value", "calls no tools"),
+        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+         "messages.0.function_call", "unsupported_value", "calls no tools"),
         ({"messages": [{"role": "user", "content": IMAGE}]}, "messages.0.content.0.type",
          "unsupported_value", "text only"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "missing_required_parameter", ""),
@@ -138,6 +174,12 @@ def test_a_completion_that_cannot_be_run_says_why(
         ({"include": ["file_search_call.results"]}, "include", "not supported"),
         ({"top_logprobs": 2}, "top_logprobs", "not supported"),
         ({"max_tokens": 2}, "max_tokens", "no such parameter"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management", "shorten the"),
+        ({"moderation": {"model": "m"}}, "moderation", "not supported"),
+        ({"input": [{"role": "user", "content": "a"}] * 4096, "instructions": "b"}, "input",
+         "at most 4095 items"),
+        ({"metadata": {"a": {}}}, "metadata.a", "string"),
         ({"input": []}, "input", "at least 1 item"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
          "input.0.content.0.type", "text only"),
@@ -164,6 +206,9 @@ def test_a_response_that_cannot_be_made_says_why(
         b'"text"',
         b'{"model": NaN}',
         b'{"model": "tiny", "temperature": 1e999, "messages": []}',
+        b'{"model": "tiny", "stream": true, "metadata": {"a": -1e999}, "messages": []}',
+        b'{"tools": [' + b"[]," * 70_000 + b"[]]}",
+        b'{"prompt": [' + b"1," * 600_000 + b"1]}",
         b'{"model": "tiny", "seed": ' + b"9" * 5000 + b', "messages": []}',
         b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff"}]}',
@@ -181,6 +226,16 @@ def test_bytes_that_are_no_usable_json_are_a_400(serving: Serving, body: bytes) 
     assert time.monotonic() - started < 5
 
 
+def test_what_is_bounded_is_values_not_what_a_text_says() -> None:
+    text = '[{"a": \\, \'' * 100_000
+    assert read_json(json.dumps({"prompt": text}).encode()) == {"prompt": text}
+    for open_ended in (b'"' + b'\\"[' * 400_000, b'["\\' * 400_000, b'"' * 2**21 + b"[" * 70_000):
+        with pytest.raises(ApiError):
+            read_json(open_ended)
+    with pytest.raises(ApiError, match="1e999 is too large"):
+        read_json(b'{"a": [1e999]}')
+
+
 def test_half_a_surrogate_pair_is_found_and_whole_ones_are_not() -> None:
     assert read_json(rb'"\ud83d\ude00"') == "\N{GRINNING FACE}"
     with pytest.raises(ApiError, match="surrogate"):
@@ -188,7 +243,7 @@ def test_half_a_surrogate_pair_is_found_and_whole_ones_are_not() -> None:
 
 
 def test_a_million_wrong_values_do_not_make_a_million_errors(serving: Serving) -> None:
-    body = b'{"model": "tiny", "prompt": [' + b"0.5," * 1_000_000 + b"0.5]}"
+    body = b'{"model": "tiny", "prompt": [' + b"0.5," * 500_000 + b"0.5]}"
     assert refused(ask(serving, TEXT, body), 400)["param"] == "prompt.0"
 
 
@@ -197,6 +252,37 @@ def test_too_large_a_body_is_refused_before_it_is_read(serving: Serving) -> None
     told = {"Content-Length": str(most + 1)}
     assert refused(ask(serving, CHAT, b"{}", headers=told), 413)["code"] == "request_too_large"
     refused(ask(serving, CHAT, b" " * (most + 1)), 413)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> list[int]:
+        raise AssertionError("it was")
+
+    monkeypatch.setattr(Tokenizer, "_ids", never)
+    text = "a" * (512 * serving.engine.tokenizer.longest_bytes + 1)
+    for path, told in (
+        (CHAT, {"messages": [{"role": "user", "content": text}]}),
+        (TEXT, {"prompt": ["a" * 3, text][1:]}),
+        (RESPONSES, {"input": text}),
+    ):
+        error = refused(ask(serving, path, {"model": "tiny", **told}), 400)
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] in told and f"{len(text)} bytes" in error["message"]
+
+
+def test_a_request_cannot_name_a_file_of_the_servers(serving: Serving, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    for name in ("pipe", "none"):
+        for spec in (f"learned:{tmp_path / name}", f'margin:0.5 & learned : "{tmp_path / name}"'):
+            asked = {**HELLO, "collm": {"mode": "standalone", "criterion": spec}}
+            error = refused(ask(serving, CHAT, asked), 400)
+            assert (error["param"], error["code"]) == ("collm.criterion", "invalid_value")
+            assert "margin:0.5" in error["message"] and str(tmp_path) not in error["message"]
+    own = replace(GREEDY, mode="standalone", criterion="learned:mine")
+    asked = ChatCompletionRequest.model_validate({**HELLO, "collm": {"criterion": "learned:mine"}})
+    assert generations(asked, own, ("standalone",), 9, 1)[0].criterion == "learned:mine"
 
 
 def test_only_json_is_read(serving: Serving) -> None:
@@ -241,6 +327,20 @@ def test_a_key_is_needed_where_answers_and_figures_are(keyed: tuple[Serving, Pat
     assert document["paths"][CHAT]["post"]["security"] == [{"key": []}]
 
 
+def test_one_keys_text_is_nothing_to_another(keyed: tuple[Serving, Path]) -> None:
+    """Or cached_tokens would tell what others have asked."""
+    serving, path = keyed
+    ours, theirs = "sk-ours-is-a-key-of-16", "sk-theirs-is-a-key-of-16"
+    path.write_text(f"{ours}\n{theirs}\n")
+    keyed_anew = replace(serving, keys=TokenFile(path, bare=True))
+    cached = []
+    for key in (ours, theirs, ours):
+        given = {"Authorization": f"Bearer {key}"}
+        usage = ask(keyed_anew, CHAT, HELLO, headers=given).json()["usage"]
+        cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert cached[0] == cached[1] == 0 < cached[2]
+
+
 def test_keys_are_read_again_when_the_file_changes(
     keyed: tuple[Serving, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +368,16 @@ def test_a_name_pointed_at_loopback_is_refused(serving: Serving, host: str) -> N
     assert "--allow-host" in error["message"]
 
 
+@pytest.mark.parametrize("host", ["[", "[::2", "a]b", "\xff", "a b:c"])
+def test_a_name_that_is_none_is_no_failure(serving: Serving, host: str) -> None:
+    headers = {"Host": host.encode("latin-1")}
+    assert ask(serving, "/v1/models", headers=headers).status_code == 200
+    refused(ask(serving, "/v1/[", headers=headers), 404)
+    refused(ask(serving, "/v1/models", {}, headers=headers), 405)
+    known = replace(serving, hosts=allowed_hosts("127.0.0.1", []))
+    refused(ask(known, "/v1/models", headers=headers), 403)
+
+
 def test_other_machines_may_name_a_server_as_they_like_unless_told() -> None:
     assert allowed_hosts("0.0.0.0", []) is None
     assert "my.box" in (allowed_hosts("0.0.0.0", ["My.Box:8000"]) or ())
@@ -275,7 +385,7 @@ def test_other_machines_may_name_a_server_as_they_like_unless_told() -> None:
 
 def test_pages_of_other_sites_are_kept_out_unless_let_in(serving: Serving) -> None:
     theirs = {"Origin": "https://evil.example"}
-    for origin in ("https://evil.example", "null", "http://localhost:3000"):
+    for origin in ("https://evil.example", "null", "http://localhost:3000", "http://[", "//["):
         refused(ask(serving, CHAT, HELLO, headers={"Origin": origin}), 403)
     assert "access-control-allow-origin" not in ask(serving, "/v1/models", headers=theirs).headers
     own = {"Origin": "http://localhost:8000"}

@@ -12,11 +12,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import schemathesis
+from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.openai_server import CHAT, RESPONSES, TEXT, app_of, ask, serving_of
 from tests.support import random_artifact
 
+from collm.errors import one_line
 from collm.serve.openai.serving import Serving
 
 _EXAMPLES = 25
@@ -100,3 +102,27 @@ def test_nothing_that_is_sent_breaks_the_documents_word(
     check()
     if mode.is_positive and "{" not in path:
         assert 200 in codes
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
+def test_a_parameter_that_there_is_not_is_named(serving: Serving, path: str) -> None:
+    names = st.text(max_size=20) | st.from_regex(r"[a-z]+([A-Z-][a-z]+)+", fullmatch=True)
+
+    @hypothesis.settings(max_examples=_EXAMPLES, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(name=names)
+    @hypothesis.example("Foo")
+    @hypothesis.example("x-y")
+    @hypothesis.example("")
+    @hypothesis.example("list[str]")
+    @hypothesis.example("none")
+    def check(name: str) -> None:
+        text = {CHAT: "messages", TEXT: "prompt", RESPONSES: "input"}[path]
+        said = [{"role": "user", "content": "a"}] if path == CHAT else "a"
+        body = {"model": "tiny", text: said}
+        hypothesis.assume(name not in body)
+        response = ask(serving, path, {**body, name: 1})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "unknown_parameter"), error
+        assert error["param"] == one_line(name)
+
+    check()

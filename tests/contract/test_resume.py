@@ -25,6 +25,7 @@ from collm.runtime.stage import Stage, StageSession
 from collm.session.client import CloudClient
 from collm.session.cloud import CloudService
 from collm.session.edge import Edge
+from collm.session.probing import probe
 from collm.wire import session_pb2 as pb
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import (
@@ -125,6 +126,48 @@ def test_a_client_that_does_not_come_back_is_forgotten(start: Callable[..., Worl
     link.close()
     assert until(lambda: len(world.service.sessions) == 0, 5.0)
     assert world.service.sessions.bytes == 0
+
+
+def test_a_silent_session_gives_up_its_place_and_goes_on_later(
+    start: Callable[..., World],
+) -> None:
+    """Idle conversations do not keep others out; nor do those at work keep out probes."""
+    world = start(max_sessions=2, detached_seconds=0.0)
+    with world.client() as one, world.client() as two:
+        for client in (one, two):
+            client.append(PROMPT, None)
+            first = client.verify([], Sampling())
+        assert probe(world.dial, budget=0.0, limits=LIMITS).cloud.sessions == 2
+        with pytest.raises(Refused, match="all 2 sessions are taken"):
+            world.client()
+        time.sleep(1.1 * LIMITS.work_seconds)
+        two.append([first.next_token], None)
+        following = two.verify([], Sampling())
+        with world.client() as three:
+            three.append(PROMPT, None)
+            assert three.verify([], Sampling()).next_token == first.next_token
+            two.append([following.next_token], None)
+            two.verify([], Sampling())
+            assert two.connection.reconnects == 0
+        assert until(lambda: len(world.service.sessions) == 1)
+        one.append([first.next_token], None)
+        assert one.verify([], Sampling()).next_token == following.next_token
+        assert one.connection.reconnects == 1
+
+
+def test_an_identity_s_silent_session_gives_its_place_to_its_next(
+    start: Callable[..., World],
+) -> None:
+    world = start(max_identity_sessions=1)
+    with world.client() as one:
+        one.append(PROMPT, None)
+        first = one.verify([], Sampling())
+        with pytest.raises(Refused, match="may have 1 sessions at once"):
+            world.client()
+        time.sleep(1.1 * LIMITS.work_seconds)
+        with world.client() as two:
+            two.append(PROMPT, None)
+            assert two.verify([], Sampling()).next_token == first.next_token
 
 
 def test_the_same_session_is_not_two_links_at_a_time(start: Callable[..., World]) -> None:

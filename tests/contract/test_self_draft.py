@@ -210,6 +210,31 @@ def test_an_edge_in_mode_cloud_notices_nothing_but_time(world: World) -> None:
     assert drafted.rounds == 1 and drafted.cloud_seconds > 0
 
 
+def test_later_turns_are_drafted_too(world: World) -> None:
+    """Kept sessions go on, with other continuations of the text, shorter and longer."""
+    turns = ((7, [3, 4]), (20, [9]), (12, [1, 2, 3, 4, 5]), (28, [8, 8]))
+    for sampling in (GREEDY, SAMPLINGS["sampled"]):
+        for how in (
+            world.drafts((1,), "confidence:0", draft=4),
+            world.drafts((2,), "confidence:0", draft=3),
+            world.drafts((1, 2, 3), "margin:0.02 & coherence:logprob=-9", draft=6),
+        ):
+            texts, drafted = [], []
+            for dial in (world.dial(None), world.dial(how)):
+                with world.client(dial) as client:
+                    made = [list(client.generate(20, (), sampling))]
+                    for position, ids in turns:
+                        assert client.take_up(position) == position
+                        client.append(ids, None)
+                        made.append(list(client.generate(12, (), sampling)))
+                texts.append([said(one) for one in made])
+                drafted.append(
+                    [sum(not t.cloud_seconds or t.rejected for t in one) for one in made]
+                )
+            assert texts[0] == texts[1]
+            assert all(drafted[1]) or "margin" in how.criterion.name, drafted
+
+
 def test_verified_edges_are_served_by_a_drafting_cloud(world: World) -> None:
     made = Generation(max_tokens=24, threshold=0.05, ignore_eos=True)
     whole = Edge(world.artifact, mode="verified", placement=4, limits=LIMITS)

@@ -59,7 +59,7 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        watchdog = threading.Timer(60, process.kill)
+        watchdog = threading.Timer(300, process.kill)
         watchdog.start()
         try:
             line = process.stdout.readline()

@@ -14,7 +14,14 @@ from tests.fuzz.test_wire_fuzz import GOOD
 from tests.support import random_artifact
 
 from collm.config import Sampling
-from collm.errors import CollmError, ContextFull, CorruptFrame, ProtocolError, Refused
+from collm.errors import (
+    CollmError,
+    ContextFull,
+    CorruptFrame,
+    PromptError,
+    ProtocolError,
+    Refused,
+)
 from collm.limits import Limits
 from collm.link.base import Peer
 from collm.runtime.stage import Stage
@@ -107,7 +114,7 @@ def tell(
     try:
         for _ in itertools.islice(stranger.receive(frame), 5):
             pass
-    except (ProtocolError, CorruptFrame, Refused, ContextFull) as error:
+    except (ProtocolError, CorruptFrame, Refused, ContextFull, PromptError) as error:
         seconds = time.perf_counter() - started
         is_told(service, error)
         stranger.close()

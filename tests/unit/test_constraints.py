@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -194,9 +195,10 @@ BAD = {
     "a long number": ("json_schema", '{"multipleOf": ' + "9" * 5000 + "}", "not JSON"),
     "a dear number": ("json_schema", '{"type": "integer", "multipleOf": 999983}', "multipleOf"),
     "a dear fraction": ("json_schema", '{"type": "number", "multipleOf": 0.999983}', "multipleOf"),
-    "no number": ("json_schema", '{"multipleOf": true}', "multipleOf"),
-    "a number past floats": ("json_schema", '{"multipleOf": 1' + "0" * 400 + "}", "multipleOf"),
     "a number without end": ("json_schema", '{"type": "number", "multipleOf": 1e999}', "multiple"),
+    "a number beyond floats": ("json_schema", '{"multipleOf": 1' + "0" * 400 + "}", "multipleOf"),
+    "a truth that is no number": ("json_schema", '{"multipleOf": true}', "multipleOf"),
+    "nor is a falsehood": ("json_schema", '{"type": "number", "multipleOf": false}', "multipleOf"),
     "many patterns": ("json_schema", json.dumps({"prefixItems": [
         {"type": "string", "pattern": "([a-z]?[0-9]?){1,50}"} for _ in range(300)]}),
         "patterns of 6000 bytes"),
@@ -225,6 +227,48 @@ def test_what_cannot_be_kept_to_is_refused_in_one_line(
     with pytest.raises(PromptError, match=said) as caught:
         check_constraint(artifact, Constraint(kind=kind, text=text))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+ODD_NUMBERS = st.one_of(
+    st.integers(-3, 50),
+    st.sampled_from([10**400, -(10**400), 2**31, 2**63, 2**64, 1e308, 5e-324, 1e-20, 0.1, -0.0]),
+    st.floats(),
+)
+ODD_TEXTS = st.sampled_from([
+    "", "string", "number", "integer", "object", "array", "null", "date-time", "uuid", "regex",
+    "(a", "a*", r"\p{L}+", "^x$", "(?=a)", r"\1", "#", "#/$defs/a", "#/properties/a", "http://x",
+    "\ud800", "\0", "😀",
+])  # fmt: skip
+KEYWORDS = [
+    "type", "properties", "required", "items", "prefixItems", "additionalProperties", "pattern",
+    "patternProperties", "format", "minLength", "maxLength", "minItems", "maxItems", "minimum",
+    "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const", "anyOf",
+    "allOf", "oneOf", "not", "if", "$ref", "$defs", "$id", "$anchor", "minProperties",
+    "propertyNames", "uniqueItems", "contains", "x-guidance", "default",
+]  # fmt: skip
+ODD_LEAVES = ODD_NUMBERS | ODD_TEXTS | st.booleans() | st.none()
+ODD_VALUES = st.recursive(
+    ODD_LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYWORDS) | ODD_TEXTS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+ODD_SCHEMAS = st.dictionaries(st.sampled_from(KEYWORDS), ODD_VALUES, max_size=5) | (
+    st.fixed_dictionaries(
+        {"type": ODD_TEXTS},
+        optional={name: ODD_LEAVES for name in KEYWORDS if name.startswith(("m", "e", "p", "f"))},
+    )
+)
+
+
+@given(ODD_SCHEMAS)
+@settings(max_examples=250, deadline=None, derandomize=True)
+@pytest.mark.timeout(60)
+def test_odd_schemas_are_kept_to_or_refused(artifact: Artifact, schema: dict[str, object]) -> None:
+    with suppress(PromptError):
+        check_constraint(artifact, Constraint(kind="json_schema", text=json.dumps(schema)))
 
 
 DEAR = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -201,6 +202,12 @@ def test_files_that_are_no_policies_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"
     with pytest.raises(ArtifactError, match="No such file"):
         read_policy(path)
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(2**27)
+    for other in (tmp_path / "pipe", tmp_path, tmp_path / "large"):
+        with pytest.raises(ArtifactError, match="expected a file of collm tune-policy, of at most"):
+            read_policy(other)
     path.write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="no sound policy file"):
         read_policy(path)

@@ -285,6 +285,9 @@ def test_the_byte_level_tokenizer_is_the_original_one(llama: Any, tmp_path: Path
     chat = [{"role": "user", "content": "the edge"}]
     assert made.render(chat) == original.render(chat)
     assert made.encode_chat(chat) == original.encode_chat(chat)
+    for one in (text, UNICODE, "", "the edge and the cloud " * 9):
+        assert made.encode(one) == made._hub.encode(one, add_special_tokens=False).ids
+        assert len(one.encode()) <= len(made.encode(one)) * made.longest_bytes
     assert max(made.encode_chat(chat)) < VOCABULARY
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,16 @@ def test_a_prompt_is_a_users_message_where_there_is_a_template() -> None:
     assert record_ids(chat, {"messages": message}, raw=True) == chat.encode_chat(message)
     with pytest.raises(PromptError, match="no chat template"):
         record_ids(plain, {"messages": message}, raw=False)
+
+
+def test_others_run_while_a_long_text_is_cut_into_tokens() -> None:
+    tokenizer, steps = Tokenizer(tokenizer_files()), 0
+    worker = threading.Thread(target=tokenizer.encode, args=("the edge answers " * 30_000,))
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        steps += 1
+    assert steps > 8  # 2 or 3, where it holds the interpreter's lock
 
 
 @pytest.mark.parametrize(

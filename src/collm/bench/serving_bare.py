@@ -34,6 +34,9 @@ class _Made:
         self._tokens = tokens
         self._pace = pace
 
+    def cancel(self) -> None:
+        """It ends by itself."""
+
     def with_previews(self) -> Generator[Piece, None, None]:
         """The tokens, one after the other."""
         for number in range(self._tokens):
@@ -48,7 +51,7 @@ class _Bare(Engine):
         super().__init__(artifact, EngineSettings(mode="cloud"), _nobody)
         self._made = tokens, pace
 
-    def start(self, prompt_ids: Sequence[int], generation: Generation) -> Reply:
+    def start(self, prompt_ids: Sequence[int], generation: Generation, owner: str = "") -> Reply:
         """An answer that is there at once."""
         made = cast(Answer, _Made(len(prompt_ids), *self._made))
         reply = Reply(made, lambda _: None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from collm.errors import CollmError
+from collm.errors import CollmError, Refused
 
 
 class Link(Protocol):
@@ -63,6 +63,8 @@ class Peer:
     """For logs."""
     identity: str = ""
     """Whose credentials it showed; empty where none are asked for."""
+    end: Callable[[Refused], None] | None = field(default=None, compare=False)
+    """Has the link refuse the client when it next waits for it; returns at once."""
 
 
 class Closing(ABC):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -25,7 +25,16 @@ from collm.link.frames import FrameQueue
 from collm.link.grpc_options import PATH, TAKEN, client_options
 
 # What a damaged, cut or reset connection ends a call with.
-_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+_PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+}
+
+_SHARE: Final = 0.25
+"""Of the time to connect: after so much without an answer another call is made beside."""
+_MOST_CALLS: Final = 3
 
 OPEN = ClientSecurity()
 """No encryption and no credentials."""
@@ -43,23 +52,73 @@ def connect(address: str, limits: Limits = DEFAULT_LIMITS, security: ClientSecur
         parse_address(address)
     except ValueError as error:
         raise Unreachable(str(error)) from error
-    until = time.monotonic() + limits.connect_seconds
-    while True:
-        link = _GrpcLink(address, limits, security)
+    return _Attempts(address, limits, security).made()
+
+
+class _Attempts:
+    """Calls to one address until one of them is answered.
+
+    A call that stays without an answer may have been lost with its first packets, or may be slow:
+    it waits on beside the next one, so that a long way or a busy cloud loses nothing by it.
+    """
+
+    def __init__(self, address: str, limits: Limits, security: ClientSecurity) -> None:
+        self._address = address
+        self._limits = limits
+        self._security = security
+        self._news = threading.Event()
+        self._waiting: list[_GrpcLink] = []
+        self._why = ""
+
+    def made(self) -> Link:
+        """The first that is answered. Raises `Unreachable`, `Refused`, `UsageError`."""
+        link: _GrpcLink | None = None
         try:
-            link.wait_until_answered(max(0.0, until - time.monotonic()))
-        except Unreachable:
-            link.abandon()
-            pause = limits.redial_seconds
-            if not link.broke_in_passing or time.monotonic() + pause >= until:
-                raise
-            time.sleep(pause)
-        except BaseException:
-            # Also after Ctrl-C: a link left open keeps its threads.
-            link.abandon()
-            raise
-        else:
+            link = self._first()
             return link
+        finally:
+            # Also after Ctrl-C: a link left open keeps its threads.
+            for other in self._waiting:
+                if other is not link:
+                    other.abandon()
+
+    def _first(self) -> _GrpcLink:
+        now = time.monotonic()
+        until, next_at = now + self._limits.connect_seconds, now
+        while True:
+            if now >= next_at and len(self._waiting) < _MOST_CALLS:
+                link = _GrpcLink(self._address, self._limits, self._security, self._news)
+                self._waiting.append(link)
+                next_at = now + _SHARE * self._limits.connect_seconds
+            due = until if len(self._waiting) == _MOST_CALLS else min(until, next_at)
+            self._news.wait(max(0.0, due - time.monotonic()))
+            self._news.clear()
+            now = time.monotonic()
+            for link in tuple(self._waiting):
+                if not link.is_over:
+                    if link.is_answered:
+                        return link
+                    continue
+                self._waiting.remove(link)
+                link.abandon()
+                self._why = f" ({link.broken})" if link.broken else ""
+                if link.refused is not None:
+                    raise link.refused
+                if not link.broke_in_passing:
+                    raise self._unreachable()
+                if not self._waiting:
+                    next_at = now + self._limits.redial_seconds
+                    if next_at >= until:
+                        raise self._unreachable()
+            if now >= until:
+                raise self._unreachable()
+
+    def _unreachable(self) -> Unreachable:
+        return Unreachable(
+            f"no CoLLM cloud answers at {self._address} within "
+            f"{self._limits.connect_seconds:g} s{self._why}; "
+            f"start one with: collm cloud ARTIFACT --listen {self._address}"
+        )
 
 
 def _channel(address: str, limits: Limits, security: ClientSecurity) -> Any:
@@ -75,14 +134,22 @@ def _channel(address: str, limits: Limits, security: ClientSecurity) -> Any:
 class _GrpcLink(Closing):
     """See `base.Link`."""
 
-    def __init__(self, address: str, limits: Limits, security: ClientSecurity) -> None:
+    def __init__(
+        self, address: str, limits: Limits, security: ClientSecurity, news: threading.Event
+    ) -> None:
+        """news: set when a cloud has taken the call, and when that has ended."""
         self._address = address
         self._limits = limits
         self._up = FrameQueue(limits)
         self._down = FrameQueue(limits)
-        self._answered = threading.Event()
-        self._broken: str | None = None
-        self._refused: Refused | None = None
+        self._news = news
+        # A server sends its first headers when it takes a call, before any frame: one that
+        # accepts connections and then hangs is found out by them, and not by a first Hello.
+        self.is_answered = False
+        """Whether a cloud has taken the call."""
+        self.broken: str | None = None
+        """Why it ended before that."""
+        self.refused: Refused | None = None
         self.broke_in_passing = False
         """Whether the call broke for a reason that another attempt may not meet."""
         # Any: grpc ships no types.
@@ -97,21 +164,10 @@ class _GrpcLink(Closing):
         self._reader = threading.Thread(target=self._read, name="collm-grpc-reader", daemon=True)
         self._reader.start()
 
-    def wait_until_answered(self, seconds: float) -> None:
-        """Return when a cloud has taken the call. Raises `Unreachable`, `Refused`."""
-        # A server sends its first headers when it takes a call, before any frame: one that
-        # accepts connections and then hangs is found out here, and not by a first Hello.
-        answered = self._answered.wait(seconds)
-        if answered and self._broken is None:
-            return
-        if self._refused is not None:
-            raise self._refused
-        told = f" ({self._broken})" if self._broken else ""
-        raise Unreachable(
-            f"no CoLLM cloud answers at {self._address} within "
-            f"{self._limits.connect_seconds:g} s{told}; "
-            f"start one with: collm cloud ARTIFACT --listen {self._address}"
-        )
+    @property
+    def is_over(self) -> bool:
+        """Whether the call ended before a cloud took it."""
+        return self.broken is not None
 
     def abandon(self) -> None:
         """Close without letting anything out."""
@@ -160,22 +216,23 @@ class _GrpcLink(Closing):
             # Waits for the first headers. Those of other servers, or of a call that failed
             # before it was taken, do not have the mark.
             if TAKEN in {tuple(header) for header in self._call.initial_metadata() or ()}:
-                self._answered.set()
+                self.is_answered = True
+                self._news.set()
             for frame in self._call:
                 # Waits while nobody takes frames, so that gRPC's flow control stops the
                 # server instead of this process filling up.
                 self._down.put(frame, None)
         except grpc.RpcError as error:
             why = self._explain(error)
-            if not self._answered.is_set():
-                self._broken = why
         except LinkError:
             why = refusals.CLOSED_HERE
         finally:
+            if not self.is_answered:
+                self.broken = why
             self._down.close(why)
             # Frames not sent yet have nowhere to go.
             self._up.close(why, discard=True)
-            self._answered.set()
+            self._news.set()
 
     def _explain(self, error: Any) -> str:
         code = error.code()
@@ -187,8 +244,8 @@ class _GrpcLink(Closing):
             case grpc.StatusCode.UNIMPLEMENTED:
                 return f"the server at {self._address} is no CoLLM cloud: {details}"
             case grpc.StatusCode.UNAUTHENTICATED:
-                self._refused = Refused("identity", f"the cloud at {self._address}: {details}")
-                return str(self._refused)
+                self.refused = Refused("identity", f"the cloud at {self._address}: {details}")
+                return str(self.refused)
             case grpc.StatusCode.CANCELLED:
                 return f"the call to {self._address} was cancelled"
             case _:

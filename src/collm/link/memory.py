@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from collm.errors import LinkError, LinkTimeout
+from collm.errors import LinkError, LinkTimeout, Refused
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link import refusals
 from collm.link.base import NOTHING, Closing, Link, Peer, Service
 from collm.link.frames import FrameQueue
+from collm.link.places import Place, Places
 from collm.link.turns import Turns, refusal_frame
 
 
@@ -37,7 +39,7 @@ class MemoryCloud(Closing):
         self._service = service
         self._limits = limits
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="collm-memory-compute")
-        self._slots = threading.BoundedSemaphore(limits.max_sessions)
+        self._places = Places(limits)
         self._links: set[_MemoryLink] = set()
         self._closed = False
 
@@ -61,13 +63,15 @@ class MemoryCloud(Closing):
 
     def _serve(self, link: _MemoryLink) -> None:
         """One session, in its own thread, until it ends."""
-        turns = Turns(self._service, link.peer, self._executor)
-        admitted = self._slots.acquire(blocking=False)
+        place: Place | None = None
+        turns: Turns | None = None
         try:
-            if not admitted:
-                raise refusals.busy(self._limits)
+            # Who is told so while it waits finds no frame; what has come is answered first.
+            place = self._places.take(lambda: link.up.close(refusals.SESSION_OVER))
+            peer = replace(link.peer, end=place.end)
+            turns = Turns(self._service, peer, self._executor)
             turns.open().result()
-            while (frame := self._next_frame(link)) is not None:
+            while (frame := self._next_frame(link, place)) is not None:
                 reply = turns.begin(frame).result()
                 while reply is not None and not link.gone.is_set():
                     if reply is not NOTHING:
@@ -78,20 +82,28 @@ class MemoryCloud(Closing):
         except Exception as error:  # noqa: BLE001 - reported by `_refuse`
             self._refuse(link, error)
         finally:
-            turns.close().result()
-            if admitted:
-                self._slots.release()
+            if turns is not None:
+                turns.close().result()
+            if place is not None:
+                self._places.give_back(place)
             link.up.close(refusals.SESSION_OVER, discard=True)
             link.down.close(refusals.SESSION_OVER)
             self._links.discard(link)
 
-    def _next_frame(self, link: _MemoryLink) -> bytes | None:
+    def _next_frame(self, link: _MemoryLink, place: Place) -> bytes | None:
         try:
+            place.waits()
             return None if link.gone.is_set() else link.up.get(self._limits.idle_seconds)
         except LinkTimeout:
             raise refusals.idle(self._limits) from None
+        except Refused:
+            raise
         except LinkError:
+            if place.why is not None and not link.gone.is_set():
+                raise place.why from None
             return None  # the client closed
+        finally:
+            place.works()
 
     def _refuse(self, link: _MemoryLink, error: Exception) -> None:
         frame = refusal_frame(self._service, error, link.peer)

@@ -19,6 +19,11 @@ def busy(limits: Limits) -> Refused:
     )
 
 
+def needed() -> Refused:
+    """The client was silent while others waited; it may come back at once."""
+    return Refused("busy", "this session was silent, and its place was needed; begin anew")
+
+
 def idle(limits: Limits) -> Refused:
     """The client said nothing for too long."""
     return Refused("idle", f"no message for {limits.idle_seconds:g} s; the session is closed")

@@ -12,6 +12,7 @@ What the tensors are is `collm.policy.learned`'s business. No pickle, no PyTorch
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,11 @@ def read_policy(path: Path, artifact: Artifact | None = None) -> PolicyFile:
     artifact lacks.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ArtifactError(f"{path}: {path.stat().st_size} bytes is more than a policy takes")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+            raise ArtifactError(
+                f"{path}: expected a file of collm tune-policy, of at most {MAX_BYTES} bytes"
+            )
         with safe_open(path, framework="numpy") as reader:
             made = _policy(path, reader.metadata() or {}, reader)
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
@@ -75,6 +75,11 @@ class Tokenizer:
         """Whether `encode_chat` can be used."""
         return self._files.chat_template is not None
 
+    @cached_property
+    def longest_bytes(self) -> int:
+        """Bytes of the longest token: a text of n tokens has at most n times as many."""
+        return max((len(self.token_bytes(i)) for i in self._hub.get_vocab().values()), default=1)
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, after the model's begin-of-sequence token where it wants one."""
         ids = self._ids(text)
@@ -106,7 +111,9 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise PromptError("the prompt is not valid Unicode text; expected UTF-8") from None
-        ids: list[int] = self._hub.encode(text, add_special_tokens=False).ids
+        # As `encode` does, but other threads run meanwhile whatever the version of tokenizers.
+        [encoded] = self._hub.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -16,7 +16,7 @@ lone row left over after whole tiles. Exits guess; they always run unpadded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ _TILE = 16
 """Attention's tiles are a multiple of this many rows: min(2 · head size, L2 bytes / (32 · head
 size)) of them, measured and as in ONNX Runtime's `q_block_size`. Head sizes of 80, 96 or 192 on a
 CPU with little L2 cache make tiles of other sizes and are not covered."""
+_PART = 32
+"""Rows of a long run between two pauses."""
 
 
 class Stage:
@@ -169,6 +171,8 @@ class StageSession:
         }
         self._fed_from = self._find_fed()
         self._kept: int | None = None
+        self.pause: Callable[[], None] | None = None
+        """Called between the parts of a long run; what it raises ends that; what was run stays."""
 
     def keep_rows(self, bound: int) -> None:
         """Forget no rows at this boundary: `hidden_at` may be asked for all of them again."""
@@ -225,12 +229,18 @@ class StageSession:
         for i, chain in enumerate(self._chains):
             if self._bounds[i] >= layer:
                 break
-            pending = self._rows[self._bounds[i]].take(self._done[i], max(end, self._done[i]))
-            if len(pending):
-                made = self._run_chain(chain, self._caches[i], pending, self._done[i])
-                self._done[i] = end
+            while (done := self._done[i]) < end:
+                # What is left is as many rows as a part has, or more: a lone row would be
+                # computed otherwise.
+                in_parts = self.pause is not None and done + 2 * _PART <= end
+                to = done + _PART if in_parts else end
+                rows = self._rows[self._bounds[i]].take(done, to)
+                made = self._run_chain(chain, self._caches[i], rows, done)
+                self._done[i] = to
                 self._rows[self._bounds[i + 1]].append(made)
-                self._forget(self._bounds[i], self._done[i])
+                self._forget(self._bounds[i], to)
+                if in_parts and self.pause is not None:
+                    self.pause()
 
     def restart(self, start: int, ids: Sequence[int], most: int) -> Iterator[None]:
         """Take the rows to come at the boundary `start`; yields between parts of `most` rows.
@@ -358,11 +368,15 @@ class StageSession:
         self._fed_from.clear()
 
     def _run_chain(self, chain: Chain[Any], cache: Cache, rows: F32, position: int) -> F32:
-        """Rows through one chain in bounded calls, never a lone row in exact mode."""
+        """Rows through one chain in bounded calls, never a lone row in exact mode.
+
+        Nor is the last of several one in any mode: only what is made a row at a time, for speed,
+        depends on how it was made.
+        """
         most, made = self.stage.limits.prefill_rows, []
         for start in range(0, len(rows), most):
             part = rows[start : start + most]
-            if self.exact and len(part) % _TILE == 1:
+            if len(part) % _TILE == 1 and (self.exact or len(rows) > 1):
                 # The throw-away row's place in the cache is written again at the next step.
                 padded = np.concatenate([part, part[-1:]])
                 made.append(chain.run(padded, cache, position + start)[:-1])

@@ -10,8 +10,10 @@
 Every answer has a thread of its own, as most of its time it waits for the cloud. What is computed
 here takes turns, in the order in which it was asked for, so that nobody starves. Each mode asked
 for has an `Edge`; they share the blocks. Caches are kept for the next turn of a conversation.
+An answer that nobody wants any more ends soon: in the queue at once, in a long prompt after the
+part under way, in a wait for the cloud within a second or so.
 
-Not covered: breaking off an answer in the middle of a wait for the cloud; it ends with that wait.
+Not covered: breaking off while a cloud is dialled (`limits.connect_seconds` at most).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from collm import metrics
 from collm.config import MODES, Generation
@@ -125,17 +128,32 @@ class Engine(Closing):
         self._sweeper = threading.Thread(target=self._sweep, name="collm-sweeper", daemon=True)
         self._sweeper.start()
 
-    def start(self, prompt_ids: Sequence[int], generation: Generation) -> Reply:
-        """Begin an answer. Raises Refused (busy) where too many wait, and what an edge's does."""
+    def start(self, prompt_ids: Sequence[int], generation: Generation, owner: str = "") -> Reply:
+        """Begin an answer. Raises Refused (busy) where too many wait, and what an edge's does.
+
+        owner: whose it is; what is kept of it serves only their next turn.
+        """
         self._check_room()
-        answer = self._edge(generation.mode).answer(prompt_ids, generation)
+        answer = self._edge(generation.mode).answer(prompt_ids, generation, owner=owner)
         reply = Reply(answer, self._ended)
         with self._lock:
             self._refuse_beyond()
+            try:
+                future = self._pool.submit(self._run, reply)
+            except RuntimeError:  # closed just now
+                raise self._shutting_down() from None
             self._replies.add(reply)
             self._waiting += 1
-        self._pool.submit(self._run, reply)
+        reply.on_cancel = partial(self._withdraw, reply, future)
         return reply
+
+    def _withdraw(self, reply: Reply, future: Future[None]) -> None:
+        """Give up the place in the queue of an answer that has not begun."""
+        if future.cancel():
+            with self._lock:
+                if reply in self._replies:
+                    self._replies.discard(reply)
+                    self._waiting -= 1
 
     def _check_room(self) -> None:
         """Before work is done for it."""
@@ -145,7 +163,7 @@ class Engine(Closing):
     def _refuse_beyond(self) -> None:
         settings = self.settings
         if self._is_closed.is_set():
-            raise Refused("busy", "this server is shutting down", self._limits.retry_seconds)
+            raise self._shutting_down()
         if len(self._replies) >= settings.most_active + settings.most_waiting:
             raise Refused(
                 "busy",
@@ -153,6 +171,9 @@ class Engine(Closing):
                 "requests wait; try again",
                 self._limits.retry_seconds,
             )
+
+    def _shutting_down(self) -> Refused:
+        return Refused("busy", "this server is shutting down", self._limits.retry_seconds)
 
     def status(self) -> EngineStatus:
         """What is going on; never waits for the cloud."""

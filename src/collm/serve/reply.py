@@ -27,6 +27,8 @@ class Reply:
         self._is_complete = False
         self._news = threading.Condition()
         self._wake: Callable[[], object] | None = None
+        self.on_cancel: Callable[[], object] = lambda: None
+        """Called, perhaps more than once, where nobody wants the answer any more."""
 
     @property
     def account(self) -> Account:
@@ -48,9 +50,22 @@ class Reply:
         with self._news:
             self._is_cancelled = True
             self._tell()
+        self._answer.cancel()
+        self.on_cancel()
 
     def run(self) -> None:
         """Make the answer, in the calling thread."""
+        try:
+            self._make()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the pieces are read
+            self._error = error
+        finally:
+            self._ended(self)
+            with self._news:
+                self._is_over = True
+                self._tell()
+
+    def _make(self) -> None:
         pieces = self._answer.with_previews()
         try:
             while not self.is_cancelled:
@@ -61,14 +76,8 @@ class Reply:
                 with self._news:
                     self._pieces.append(piece)
                     self._tell()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the pieces are read
-            self._error = error
         finally:
             pieces.close()
-            self._ended(self)
-            with self._news:
-                self._is_over = True
-                self._tell()
 
     def __iter__(self) -> Iterator[Piece]:
         """The pieces, as they come."""

@@ -103,6 +103,10 @@ class Answer:
                 self.account.withdrawn += len(self._shown)
                 self._shown.clear()
 
+    def cancel(self) -> None:
+        """Break it off, from any thread: where it is waited for, Cancelled is raised soon."""
+        self._run.broken_off.set()
+
     def finish(self) -> Account:
         """Run (or go on) to the end and return the account."""
         for _ in self:

@@ -65,7 +65,7 @@ class Asking(Closing):
 
     wire_format: one of `wire.codec.ROW_FORMATS`; at cut 0 token ids travel alone. dial: makes
     another link where `link` breaks; None: the session ends with it. link: None where none is up
-    yet. begin_offline: as for `Connection`.
+    yet. begin_offline, is_unwanted: as for `Connection`.
     Raises Refused, LinkError and ProtocolError, as all of its methods do.
     """
 
@@ -81,8 +81,10 @@ class Asking(Closing):
         dial: Callable[[], Link] | None = None,
         clock: Clock = REAL_CLOCK,
         begin_offline: bool = False,
+        is_unwanted: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock
+        self._began_at = clock.now()
         self._vocabulary = vocabulary
         self._limits = limits
         wire_format = wire_format if cut else "ids"
@@ -101,7 +103,14 @@ class Asking(Closing):
         self.heads_run = 0
         """Positions at which it has computed logits for us."""
         hello = hello_of(f"collm {__version__}", fingerprint, cut, wire_format)
-        self.connection = Connection(link, hello, self._at, limits, dial, clock, begin_offline)
+        self.connection = Connection(
+            link, hello, self._at, limits, dial, clock, begin_offline, is_unwanted
+        )
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an answer that begins now might outlast the session's lifetime."""
+        return self._clock.now() - self._began_at > self._limits.lifetime_seconds / 2
 
     @property
     def bytes_up(self) -> int:

@@ -27,8 +27,9 @@ from collm.session.drafter import Guess
 from collm.session.events import Change, EmittedToken, Preview
 from collm.session.modes import exits_alone, exits_before_the_end, stage_of, the_rest
 from collm.session.run import Run
-from collm.session.steering import LOSSLESS, Steering, describe
+from collm.session.steering import Steering, describe
 from collm.session.verified import verified
+from collm.wire.codec import LOSSLESS
 from collm.wire.messages import Verdict
 
 logger = logging.getLogger(__name__)

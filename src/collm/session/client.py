@@ -31,8 +31,8 @@ class CloudClient(Asking):
 
     @property
     def can_be_kept(self) -> bool:
-        """Whether another answer may go on with this session."""
-        return self.connection.is_up and not self._is_generating
+        """Whether another answer may go on with this session, as if it had begun it."""
+        return self.connection.is_up and not self._is_generating and self._at.log.is_plain
 
     @property
     def cut(self) -> int:

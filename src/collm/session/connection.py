@@ -18,7 +18,15 @@ from dataclasses import replace
 from typing import Protocol
 
 from collm import metrics
-from collm.errors import CloudAway, LinkError, LinkTimeout, ProtocolError, Refused, Unreachable
+from collm.errors import (
+    Cancelled,
+    CloudAway,
+    LinkError,
+    LinkTimeout,
+    ProtocolError,
+    Refused,
+    Unreachable,
+)
 from collm.limits import Limits
 from collm.link.base import Link
 from collm.link.clock import REAL_CLOCK, Clock
@@ -38,6 +46,10 @@ from collm.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 1.0
+"""What an answer that nobody wants any more still waits for: mostly it comes, and the session can
+be gone on with."""
+
 
 class Resumable(Protocol):
     """What a session says of itself when it is taken up again."""
@@ -56,7 +68,8 @@ class Connection:
 
     link: is up, and taken over; None: one is still to be found. dial: makes another; None: the
     session ends with its link. begin_offline: do not wait for another where `link` breaks before
-    the cloud has said Welcome.
+    the cloud has said Welcome. is_unwanted: says whether waiting is in vain; then it ends soon,
+    and the session with it, with Cancelled.
     """
 
     def __init__(
@@ -68,12 +81,15 @@ class Connection:
         dial: Callable[[], Link] | None = None,
         clock: Clock = REAL_CLOCK,
         begin_offline: bool = False,
+        is_unwanted: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock
         self._link = link
         self._hello = hello
         self._session = session
         self._limits = limits
+        self.is_unwanted = is_unwanted
+        self._is_given_up = False
         self._redial: Redial | None = None
         self._dial: Callable[[], Link] | None = None
         self._attaching = False
@@ -109,6 +125,8 @@ class Connection:
     @property
     def is_up(self) -> bool:
         """Whether there is a link, and the session goes on over it, as far as is known."""
+        if self._is_given_up:
+            return False
         return self._link is not None and self._redial is None and not self._attaching
 
     @property
@@ -158,7 +176,7 @@ class Connection:
                 continue
             assert self._link is not None  # or another is looked for
             try:
-                message = decode_cloud(self._link.receive(left), self._limits, sealed=True)
+                message = decode_cloud(self._hear(self._link, left), self._limits, sealed=True)
             except LinkTimeout as error:
                 if timeout is not None:
                     raise
@@ -217,7 +235,7 @@ class Connection:
         for left in range(choices(dial) - 1, -1, -1):
             greeted_at = self._clock.now()
             try:
-                welcome = greet(link, self._hello, self._limits)
+                welcome = greet(link, self._hello, self._limits, self._hear)
                 self._session_id = welcome.session_id
                 self._met(welcome)
                 self._link, self.greeted_in = link, self._clock.now() - greeted_at
@@ -249,7 +267,7 @@ class Connection:
         """Another link, where the first one broke before the cloud's Welcome."""
         redial = Redial(dial, broken, self._hello, self._limits, 0.0, self._clock)
         try:
-            found = redial.wait(self._limits.resume_seconds)
+            found = self._await(redial, self._limits.resume_seconds)
         except BaseException:  # also Ctrl-C
             redial.stop()
             raise
@@ -289,7 +307,7 @@ class Connection:
         """Attach to the cloud that was found. Raises CloudAway where none is yet."""
         assert self._given_up_at is not None  # set by the break
         until = self._given_up_at - self._clock.now()
-        found = redial.wait(max(0.0, min(left, until)))
+        found = self._await(redial, max(0.0, min(left, until)))
         if found is None:
             if until <= left:
                 redial.stop()
@@ -310,6 +328,31 @@ class Connection:
             return
         self._attached_as = welcome.session_id
         self._attach(self._session_id or welcome.session_id)
+
+    def _hear(self, link: Link, seconds: float) -> bytes:
+        """What comes over the link within so many seconds. Raises Cancelled."""
+        until = self._clock.now() + seconds
+        while self.is_unwanted is not None and until - self._clock.now() > _LOOK_SECONDS:
+            try:
+                return link.receive(_LOOK_SECONDS)
+            except LinkTimeout:
+                self._look()
+        return link.receive(max(0.0, until - self._clock.now()))
+
+    def _await(self, redial: Redial, seconds: float) -> tuple[Link, Welcome] | None:
+        """What the redial has found after so many seconds. Raises Cancelled."""
+        until = self._clock.now() + seconds
+        while self.is_unwanted is not None and until - self._clock.now() > _LOOK_SECONDS:
+            found = redial.wait(_LOOK_SECONDS)
+            if found is not None:
+                return found
+            self._look()
+        return redial.wait(max(0.0, until - self._clock.now()))
+
+    def _look(self) -> None:
+        if self.is_unwanted is not None and self.is_unwanted():
+            self._is_given_up = True  # what is under way may come yet, and nobody would know
+            raise Cancelled("the answer was broken off, and the cloud had not answered")
 
     def _attach(self, session_id: str) -> None:
         self._said = epoch, position = self._session.standing()

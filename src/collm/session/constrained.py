@@ -8,7 +8,7 @@ from typing import Final
 from collm.config import Constraint, Sampling
 from collm.limits import Limits
 from collm.model.artifact import Artifact
-from collm.runtime.constraints import Masks
+from collm.runtime.constraints import Masks, constraint_bytes
 from collm.session.aside import aside
 
 _SLICE_SECONDS: Final = 0.02
@@ -46,9 +46,27 @@ class Constrained:
         assert self._masks is not None and self._is(sampling.constraint)
         return self._masks
 
+    @property
+    def bytes(self) -> int:
+        """About the memory it takes now."""
+        return 0 if self._masks is None else self._bytes_of(self._masks.constraint)
+
+    def bytes_for(self, sampling: Sampling | None) -> int:
+        """About what it takes when a question with this sampling is dealt with."""
+        constraint = sampling.constraint if sampling is not None else None
+        return 0 if constraint is None else self._bytes_of(constraint)
+
+    def crop(self, position: int) -> None:
+        """The text ends here now; where the constrained answer has gone, so does the memory."""
+        if self._masks is not None and position < self._masks.constraint.start:
+            self.forget()
+
     def forget(self) -> None:
         """Give the memory back."""
         self._masks = None
 
     def _is(self, constraint: Constraint) -> bool:
         return self._masks is not None and self._masks.constraint == constraint
+
+    def _bytes_of(self, constraint: Constraint) -> int:
+        return constraint_bytes(constraint, self._artifact.architecture.vocab_size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 from collm.config import Generation
 from collm.errors import PlacementError, PromptError, Unreachable
@@ -44,12 +44,13 @@ from collm.session.pressure import Pressure
 from collm.session.probing import Prober
 from collm.session.refine import refine
 from collm.session.run import Run, Steer
-from collm.session.steering import LOSSLESS, Steering, ways_of
+from collm.session.steering import Steering, ways_of
 from collm.session.text import TextOut
 from collm.session.threshold import threshold
 from collm.session.verified import verified
-from collm.wire.codec import WIRE_FORMATS
+from collm.wire.codec import LOSSLESS, WIRE_FORMATS
 
+_MOST_CRITERIA = 64
 _LOOPS: dict[str, Callable[[Run], modes.Tokens]] = {
     "auto": auto,
     "verified": verified,
@@ -151,7 +152,8 @@ class Edge(Closing):
         self._is_boundary = sentence_boundary(lambda token: self.tokenizer.decode([token]))
         self._costs = Costs()
         self._pacer = Pacer()
-        self._criteria: dict[str, Criterion] = {}
+        # Where strangers name them there may be any number.
+        self._named = lru_cache(_MOST_CRITERIA)(partial(load_criterion, artifact=artifact))
         self.stage: Stage | None = None
         if draft is not None:
             self.stage = DraftStage(artifact, draft, threads=threads, limits=limits)
@@ -172,12 +174,14 @@ class Edge(Closing):
         generation: Generation,
         oracle: Oracle | None = None,
         steer: Steer | None = None,
+        owner: str = "",
     ) -> Answer:
         """Start an answer; iterate over it. Raises PromptError for prompts that do not fit
         and constraints that cannot be kept to.
 
         oracle: drafts in the exits' place, in mode verified; for measurements. steer: may change
-        cut, wire format and drafting at every verify boundary, in mode verified.
+        cut, wire format and drafting at every verify boundary, in mode verified. owner: whose it
+        is, where caches are kept: they serve nobody else.
         """
         if generation.mode != self.mode:
             raise PromptError(f"this edge was loaded for {self.mode}, not {generation.mode}")
@@ -220,6 +224,7 @@ class Edge(Closing):
             criterion_at=None if generation.criterion else self._criterion_at,
             oracle=foretell,
             keeper=self._shared.keeper,
+            owner=owner,
             turn=self._shared.turn,
         )
         loop = _LOOPS[generation.mode]
@@ -253,6 +258,8 @@ class Edge(Closing):
             limits=self._limits,
             loaded=self.stage,
         )
+        if self._shared.keeper is not None:
+            self._shared.keeper.retire(self.stage)
         self.stage, self.placement, self.exits = stage, placement, tuple(stage.exits)
         return stage
 
@@ -270,9 +277,7 @@ class Edge(Closing):
         Raises PromptError for one that is unknown or that this artifact cannot have.
         """
         spec = generation.criterion or f"confidence:{generation.threshold:g}"
-        made = self._criteria.get(spec)
-        if made is None:
-            made = self._criteria[spec] = load_criterion(spec, self.artifact)
+        made = self._named(spec)
         return Deadline(made) if generation.deadline_seconds else made
 
     def _check_oracle(self, oracle: Oracle, generation: Generation) -> None:
@@ -302,7 +307,9 @@ class Edge(Closing):
             )
         return first_cut
 
-    def _open_client(self, cut: int, wire: str) -> CloudClient:
+    def _open_client(
+        self, cut: int, wire: str, is_unwanted: Callable[[], bool] | None = None
+    ) -> CloudClient:
         assert self._connect is not None
         dial = self._connect.line() if isinstance(self._connect, Dialer) else self._connect
         link: Link | None = None
@@ -323,6 +330,7 @@ class Edge(Closing):
                 dial=dial,
                 clock=self._clock,
                 begin_offline=may_begin_offline,
+                is_unwanted=is_unwanted,
             )
         except BaseException:
             if link is not None:

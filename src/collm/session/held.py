@@ -59,8 +59,8 @@ class HeldSession:
         self._stage = stage
         self._limits = limits
         self._self_draft = how
-        self._has_drafted = False
-        """Exits that were asked before do not start over: later answers do without drafts."""
+        self._can_draft = how is not None
+        """False once the exits lack what came before a recut."""
         self.cut = hello.cut
         self.wire_format = hello.wire_format
         self.began_as = (hello.cut, hello.wire_format)
@@ -69,7 +69,7 @@ class HeldSession:
         self._computing: AbstractContextManager[None] = nullcontext()
         """Held while a part is run, where several threads serve sessions of one stage."""
         self.is_dropped = False
-        self._session = stage.open(hello.cut)
+        self._session = self._open()
         self._ids: list[int] = []
         self._epoch = 0
         self._constrained = Constrained(stage.artifact, limits)
@@ -97,8 +97,8 @@ class HeldSession:
 
     @property
     def bytes(self) -> int:
-        """Memory of caches and pending rows."""
-        return self._session.bytes
+        """Memory of caches, pending rows and what keeps to a constraint."""
+        return self._session.bytes + self._constrained.bytes
 
     def bytes_first(self) -> int:
         """What a session takes once it has begun."""
@@ -106,17 +106,22 @@ class HeldSession:
 
     def bytes_for(self, message: Said) -> int:
         """At most the memory that this session takes when the message is dealt with."""
+        if isinstance(message, Append | Crop | Recut):
+            parser = self._constrained.bytes
+        else:
+            last = self._sampling if isinstance(message, Ask) else None
+            parser = self._constrained.bytes_for(message.sampling or last)
         more = 0
         if isinstance(message, Recut):
             more_layers = self._session.bytes_with(0, from_ids=message.cut < self.cut)
-            return max(self._bytes_with(0), more_layers)
+            return parser + max(self._bytes_with(0), more_layers)
         if isinstance(message, Ask):
             more = len(message.token_ids)
         elif isinstance(message, Append):
             more = max(0, message.base + len(message.token_ids) - self._session.position)
         elif isinstance(message, Generate):
             more = min(message.max_tokens, self._limits.kv_step)
-        return self._bytes_with(min(more, self.max_positions - self._session.position))
+        return parser + self._bytes_with(min(more, self.max_positions - self._session.position))
 
     def _bytes_with(self, more: int) -> int:
         return self._session.bytes_with(more)
@@ -157,6 +162,7 @@ class HeldSession:
         self.is_dropped = False
         position = min(message.position, self._session.position)
         self._session.crop(position)
+        self._constrained.crop(position)
         self._judged = min(self._judged, position)
         self._next = None
         del self._ids[position:]
@@ -167,14 +173,21 @@ class HeldSession:
         """Give the memory back and forget the text."""
         self._session.close()
         self.cut, self.wire_format = self.began_as
-        self._session = self._stage.open(self.cut)
-        self._ids, self._judged, self._next, self._has_drafted = [], 0, None, False
+        self._session = self._open()
+        self._ids, self._judged, self._next = [], 0, None
+        self._can_draft = self._self_draft is not None
         self._constrained.forget()
         self.is_dropped = True
 
     def close(self) -> None:
         """Give the memory back, for good."""
         self._session.close()
+
+    def _open(self) -> StageSession:
+        session = self._stage.open(self.cut)
+        if self._self_draft is not None and self._self_draft.cuts:
+            session.keep_rows(self._self_draft.cuts[0])  # a later turn's drafts read them again
+        return session
 
     def _prepare(self, sampling: Sampling | None) -> Iterator[None]:
         """Have ready what is needed to keep to the question's constraint."""
@@ -249,7 +262,7 @@ class HeldSession:
             )
         if message.cut != self.cut:
             # Exits that draft would need every position's states from the first on.
-            self._has_drafted = True
+            self._can_draft = False
             yield from session.restart(message.cut, self._ids, self._limits.turn_rows)
         self.cut, self.wire_format = message.cut, message.wire_format
 
@@ -339,14 +352,14 @@ class HeldSession:
         self._check(session, message.epoch, message.base)
         if self.wire_format != "ids":
             raise ProtocolError("Generate needs a session of cut 0: a cloud alone has token ids")
-        how = None if self._has_drafted else self._self_draft
-        self._has_drafted = how is not None or self._has_drafted
+        how = self._self_draft if self._can_draft else None
         self._take(session.position - 1)
         seconds = yield from self._run(session, session.position - 1)
         masks = self._constrained.masks(message.sampling)
         for reply in generate(session, self._ids, message, how, seconds, masks):
             self._take(session.position - 1)
             yield reply
+        self._constrained.forget()  # the answer is over; the session may wait long for the next
 
     def _check_draft(self, session: StageSession, message: Verify | Score) -> None:
         end = message.base + len(message.draft) + 1
@@ -372,6 +385,7 @@ class HeldSession:
         if epoch != self._epoch + 1:
             raise ProtocolError(f"a crop to epoch {epoch}; this session is at {self._epoch}")
         session.crop(position)
+        self._constrained.crop(position)
         self._judged = min(self._judged, position)
         if self._next is not None and position < self._next.position:
             self._next = None

@@ -2,7 +2,8 @@
 
 An answer takes up what fits its prompt best: the longest common beginning, cropped to it on both
 sides. By the two-row rule what is kept equals what would be computed again, bit for bit, in exact
-mode. What was kept longest ago goes first where there is too much, or where the cloud needs room.
+mode; in the others a row made alone does not, so that of their text only what was a prompt is
+kept. What was kept longest ago goes first where there is too much, or where the cloud needs room.
 
 Not covered: copies. What an answer takes up is gone for others until it is put back.
 """
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from weakref import WeakSet
 
 from collm.errors import CollmError
 from collm.link.base import Closing
@@ -32,6 +34,8 @@ class Shape:
     cut: int | None
     """Where the cloud begins; None: no cloud."""
     wire: str
+    owner: str = ""
+    """Whose text it is: nobody else is to notice that it is here."""
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class Kept:
     ids: list[int]
     session: StageSession | None
     client: CloudClient | None
+    sure: int
+    """Positions that equal those of a fresh session, bit for bit; the rest was made otherwise."""
     since: float = 0.0
 
     @property
@@ -50,9 +56,17 @@ class Kept:
         mine = self.session.bytes if self.session is not None else 0
         return mine + (self.client.held_bytes if self.client is not None else 0)
 
+    def shares(self, ids: Sequence[int]) -> int:
+        """Positions of use to an answer to `ids`."""
+        # Where a lone row is computed otherwise the prompt's last one has to have company.
+        most = len(ids) - (1 if self.shape.exact else 2)
+        return max(0, min(common(self.ids, ids), self.sure, most))
+
     def take_up(self, ids: Sequence[int]) -> int:
         """Crop both sides to what `ids` begins with; how many positions that is, 0: of no use."""
-        position = min(common(self.ids, ids), len(ids) - 1)
+        if self.client is not None and self.client.is_old:
+            return 0
+        position = self.shares(ids)
         if self.session is not None:
             position = min(position, self.session.position)
         if self.client is not None:
@@ -87,6 +101,7 @@ class Keeper(Closing):
         self._lock = Lock()
         self._kept: list[Kept] = []
         """Longest ago first."""
+        self._retired: WeakSet[Stage] = WeakSet()
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -104,7 +119,7 @@ class Keeper(Closing):
         with self._lock:
             found, best = None, _LEAST - 1
             for one in self._kept:
-                shared = common(one.ids, ids) if one.shape == shape else 0
+                shared = one.shares(ids) if one.shape == shape else 0
                 # Of another conversation with the same system prompt most would be thrown away.
                 if shared > best and 2 * shared >= min(len(one.ids), len(ids)):
                     found, best = one, shared
@@ -124,7 +139,7 @@ class Keeper(Closing):
         """Keep this for later."""
         kept.since = self._clock()
         with self._lock:
-            if self._is_closed:
+            if self._is_closed or kept.shape.stage in self._retired:
                 gone = [kept]
             else:
                 self._kept.append(kept)
@@ -137,6 +152,14 @@ class Keeper(Closing):
         with self._lock:
             gone = [one for one in self._kept if one.since < before]
             self._kept = [one for one in self._kept if one.since >= before]
+        _close(gone)
+
+    def retire(self, stage: Stage) -> None:
+        """Nothing answers with this stage from now on: let go of what would hold its memory."""
+        with self._lock:
+            self._retired.add(stage)
+            gone = [one for one in self._kept if one.shape.stage is stage]
+            self._kept = [one for one in self._kept if one.shape.stage is not stage]
         _close(gone)
 
     def shed(self) -> bool:

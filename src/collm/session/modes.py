@@ -68,7 +68,6 @@ def standalone(run: Run) -> Tokens:
         session.append_ids(run.ids[session.position :])
         cuts = exits_before_the_end(run)
         drafter = run.drafter(session, cuts)
-        run.prefill(session, cuts[0] if cuts else stage.layers.stop)
         with run.at_edge():
             drafter.read_prompt(run.ids)
         while run.remaining > 0:
@@ -112,7 +111,6 @@ def whole(run: Run) -> Tokens:
     with run.begin(stage=stage) as begun:
         session = begun.session
         session.append_ids(run.ids[session.position :])
-        run.prefill(session, stage.layers.stop)
         while run.remaining > 0:
             with run.at_edge():
                 token = _full_depth(run, session)

@@ -124,12 +124,20 @@ class Redial:
             raise
 
 
-def greet(link: Link, hello: Hello, limits: Limits) -> Welcome:
-    """Say Hello. Raises LinkError, what the cloud refuses with, and ProtocolError."""
+def greet(
+    link: Link,
+    hello: Hello,
+    limits: Limits,
+    hear: Callable[[Link, float], bytes] = lambda link, seconds: link.receive(seconds),
+) -> Welcome:
+    """Say Hello. Raises LinkError, what the cloud refuses with, and ProtocolError.
+
+    hear: receives from the link, within so many seconds.
+    """
     with suppress(LinkError):  # whoever closes the link at once may have said why
         link.send(encode(hello))
     # The server is there (the link saw that), but it may be computing.
-    reply = decode_cloud(link.receive(limits.verdict_seconds), limits, sealed=True)
+    reply = decode_cloud(hear(link, limits.verdict_seconds), limits, sealed=True)
     if isinstance(reply, Refusal):
         raise refused(reply)
     if not isinstance(reply, Welcome):

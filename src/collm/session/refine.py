@@ -55,7 +55,6 @@ def refine(run: Run) -> Tokens:
         session, client = begun.session, begun.client
         session.append_ids(run.ids[session.position :])
         drafter = run.drafter(session)
-        run.prefill(session, run.exits[0])
         with run.at_edge():
             drafter.read_prompt(run.ids)
         segment = _Segment(run, session, client, drafter, cut)

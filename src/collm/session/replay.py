@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from collm.errors import ProtocolError
 from collm.limits import Limits
-from collm.wire.codec import carries_rows, encode_rows, rows_per_append
+from collm.wire.codec import LOSSLESS, carries_rows, encode_rows, rows_per_append
 from collm.wire.encoding import encode, encode_append
 from collm.wire.messages import Recut
 
@@ -65,6 +65,11 @@ class ReplayLog:
     def wire_format(self) -> str:
         """The format of the rows to come."""
         return self._spans[-1].wire_format
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it leads to what a session begun at this cut in this format would hold."""
+        return len(self._spans) == 1 or all(s.wire_format in LOSSLESS for s in self._spans)
 
     def ids(self, start: int) -> list[int]:
         """Those of positions from `start` on."""

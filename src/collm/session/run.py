@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Final, Protocol
 
 from collm import metrics
 from collm.config import Generation, Way
-from collm.errors import PromptError, Refused
+from collm.errors import Cancelled, PromptError, Refused
 from collm.policy.coherence import CoherenceTracker
 from collm.policy.lookup import PromptLookup
 from collm.policy.observation import Criterion, Reading
@@ -28,8 +29,6 @@ from collm.session.keeping import Keeper, Kept, Shape
 from collm.session.pacing import Pacer
 from collm.wire.messages import Verdict
 
-_PART = 32
-"""Rows of a prompt that are run in one turn."""
 LEAST: Final = 1e-12
 """A confidence whose logarithm is still finite."""
 
@@ -72,8 +71,9 @@ class Run:
     """Whether a token ends a sentence."""
     first_cut: int
     """Where the cloud begins: hidden states at this cut go up."""
-    open_client: Callable[[int, str], CloudClient] | None
-    """Opens a session with the cloud that begins at the given layer, in a wire format."""
+    open_client: Callable[[int, str, Callable[[], bool]], CloudClient] | None
+    """Opens a session with the cloud that begins at the given layer, in a wire format; the last
+    says whether the answer was broken off meanwhile."""
     max_positions: int
     wire: str = "f32"
     """How positions travel."""
@@ -89,8 +89,12 @@ class Run:
     """Says what to draft at a position of the answer, instead of lookup, exits and criterion."""
     keeper: Keeper | None = None
     """Has what earlier answers left, and takes what this one leaves."""
+    owner: str = ""
+    """Whose answer it is; only their own earlier ones are gone on with."""
     turn: AbstractContextManager[None] = field(default_factory=nullcontext)
     """Held while something is computed, where several answers share a stage."""
+    broken_off: threading.Event = field(default_factory=threading.Event)
+    """Set, from any thread, where nobody wants the answer any more."""
     counts_before: Counts = field(default_factory=Counts)
     """What the cloud session taken up had counted before."""
     emitted: int = 0
@@ -101,6 +105,8 @@ class Run:
 
     allows: Allows | None = field(default=None, init=False)
     """What the answer is constrained to."""
+
+    _computes_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         sampling = self.generation.sampling
@@ -141,7 +147,7 @@ class Run:
         It is taken up where the conversation's last answer left it, and left for the next one.
         Raises PromptError where there is no cloud to ask.
         """
-        return Begun(self, Shape(stage, exact, cut, self.wire if cut else "ids"))
+        return Begun(self, Shape(stage, exact, cut, self.wire if cut else "ids", self.owner))
 
     def client(self, cut: int) -> CloudClient:
         """A fresh session with the cloud. Raises PromptError where there is none to ask."""
@@ -150,7 +156,7 @@ class Run:
                 f"mode {self.generation.mode} needs a cloud; add --cloud HOST:PORT or "
                 "--cloud spawn, or use --mode standalone"
             )
-        return self.open_client(cut, self.wire)
+        return self.open_client(cut, self.wire, self.broken_off.is_set)
 
     def drafter(self, session: StageSession, cuts: tuple[int, ...] | None = None) -> Drafter:
         """The exits of `session`, which holds the prompt, under this answer's criterion."""
@@ -222,25 +228,30 @@ class Run:
         account.cloud_rows = counts.rows_run - before.rows_run
         account.cloud_heads = counts.heads_run - before.heads_run
 
-    def prefill(self, session: StageSession, layer: int) -> None:
-        """Run all of the prompt but its end up to `layer`, a part a turn: others wait less.
-
-        What is left is as many rows as a part has, or more: no part is a lone row, which would
-        be computed otherwise.
-        """
-        while (done := session.run_to(layer)) + 2 * _PART <= session.position:
-            with self.at_edge():
-                session.run(layer, done + _PART)
-
     @contextmanager
     def at_edge(self) -> Iterator[None]:
         """Compute, when it is this answer's turn; the time inside counts as the edge's."""
         with self.turn:
-            started = time.perf_counter()
+            self._computes_since = time.perf_counter()
             try:
                 yield
             finally:
-                self.account.edge_seconds += time.perf_counter() - started
+                self.account.edge_seconds += time.perf_counter() - self._computes_since
+                self._computes_since = None
+
+    def pause(self) -> None:
+        """Let others compute, in the midst of a long run. Raises Cancelled."""
+        if self._computes_since is not None:
+            self.account.edge_seconds += time.perf_counter() - self._computes_since
+            self.turn.__exit__(None, None, None)
+            self.turn.__enter__()
+            self._computes_since = time.perf_counter()
+        self.check()
+
+    def check(self) -> None:
+        """Raise Cancelled where nobody wants the answer any more."""
+        if self.broken_off.is_set():
+            raise Cancelled("the answer was broken off")
 
 
 class Begun:
@@ -268,6 +279,7 @@ class Begun:
         """The answer goes on with another session, of that stage."""
         self.session.close()
         self._session = session
+        session.pause = self._run.pause
         self.shape = replace(self.shape, stage=stage)
         if self._run.keeper is not None and stage.exits:
             session.keep_rows(min(stage.exits))
@@ -281,18 +293,23 @@ class Begun:
     def __enter__(self) -> Begun:
         run, shape = self._run, self.shape
         found = run.keeper.take(shape, run.ids) if run.keeper is not None else None
+        run.account.reused_tokens, run.counts_before = 0, Counts()
         if found is not None:
             kept, run.account.reused_tokens = found
             self._session, self._client = kept.session, kept.client
-            if self._client is not None:
-                run.counts_before = self._client.counts()
-            return self
-        if shape.stage is not None:
-            self._session = shape.stage.open(exact=shape.exact)
-            if run.keeper is not None and run.exits:
-                self._session.keep_rows(run.exits[0])  # the coherence of a later turn needs them
-        if shape.cut is not None:
-            self._client = self._fresh_client(shape.cut)
+        else:
+            if shape.stage is not None:
+                self._session = shape.stage.open(exact=shape.exact)
+                if run.keeper is not None and run.exits:
+                    # The coherence of a later turn needs them.
+                    self._session.keep_rows(run.exits[0])
+            if shape.cut is not None:
+                self._client = self._fresh_client(shape.cut)
+        if self._session is not None:
+            self._session.pause = run.pause
+        if found is not None and self._client is not None:
+            run.counts_before = self._client.counts()
+            self._client.connection.is_unwanted = run.broken_off.is_set
         return self
 
     def _fresh_client(self, cut: int) -> CloudClient:
@@ -312,9 +329,17 @@ class Begun:
         trace: TracebackType | None,
     ) -> None:
         run, client, session = self._run, self._client, self._session
-        left = Kept(self.shape, list(run.ids), session, client)
+        sure = len(run.ids) if self.shape.exact else run.account.prompt_tokens
+        left = Kept(self.shape, list(run.ids), session, client, sure)
         is_sound = kind is None or kind is GeneratorExit
+        if kind is Cancelled:
+            # In the midst of the prompt: both sides hold a beginning of it. Later it may be that
+            # one of them was just being changed.
+            is_sound = not run.emitted
+        if session is not None:
+            session.pause = None
         if client is not None:
+            client.connection.is_unwanted = None
             is_sound = is_sound and client.can_be_kept
             left.shape = replace(self.shape, cut=client.cut, wire=client.wire_format)
         if run.keeper is not None and is_sound:

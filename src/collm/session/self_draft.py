@@ -78,8 +78,8 @@ def generate(
 
     ids: those of the session's positions; both go on with the text. Between replies they hold
     nothing that may still be taken back, and the rows from the last position on may be asked for.
-    Drafting needs a session whose exits were not asked yet. spent: seconds that the text before
-    the answer has taken already; the first token tells of them. allows: what the answer is
+    Drafting needs a session that keeps the rows at the first exit. spent: seconds that the text
+    before the answer has taken already; the first token tells of them. allows: what the answer is
     constrained to.
     """
     drafts = _Drafts(session, ids, message, how, allows) if how is not None else None

@@ -2,8 +2,9 @@
 
 The memory of caches and pending states has a hard budget, asked for before it is taken. Where it
 is full, the session that spoke longest ago loses its memory; its client sends everything again when
-it goes on. New sessions are let in while those that are at work leave room, and else told when to
-come back: sessions that take turns at evicting each other serve nobody.
+it goes on. Where places run out, it loses its link. New sessions are let in while those that are at
+work leave room, and else told when to come back: sessions that take turns at evicting each other
+serve nobody.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from collm import metrics
 from collm.errors import Refused
 from collm.limits import Limits
+from collm.link import refusals
 from collm.session.held import HeldSession
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 @dataclass(eq=False)
 class _Entry:
     held: HeldSession
+    end: Callable[[Refused], None] | None = None
+    """Ends its link, where that can be done."""
     born_at: float = field(default_factory=time.monotonic)
     used_at: float = field(default_factory=time.monotonic)
     left_at: float | None = None
@@ -69,10 +74,17 @@ class Sessions:
         """Memory that the sessions were granted."""
         return self._granted
 
-    def enter(self, name: str, held: HeldSession, resumes: str = "") -> None:
+    def enter(
+        self,
+        name: str,
+        held: HeldSession,
+        resumes: str = "",
+        end: Callable[[Refused], None] | None = None,
+    ) -> None:
         """Let a new session in. Raises Refused where those at work leave no room.
 
-        resumes: the session that its client is about to attach, whose old link may seem up.
+        resumes: the session that its client is about to attach, whose old link may seem up. end:
+        ends its link, for another's sake.
         """
         with self._changed:
             most = self._limits.max_identity_sessions
@@ -80,15 +92,6 @@ class Sessions:
             if resumed is not None and resumed.held.identity != held.identity:
                 resumed = None  # somebody else's
             others = [entry for entry in self._entries.values() if entry is not resumed]
-            theirs = sum(e.held.identity == held.identity and e.left_at is None for e in others)
-            if most and theirs >= most:
-                seconds = self._limits.retry_seconds
-                raise Refused(
-                    "busy",
-                    f"{held.identity or 'everybody together'} may have {most} sessions at once; "
-                    f"try again in {seconds:g} s",
-                    retry_seconds=seconds,
-                )
             least = held.bytes_first()
             now = time.monotonic()
             at_work = sum(
@@ -98,7 +101,20 @@ class Sessions:
             )
             if at_work + least > self._limits.max_kv_bytes:
                 raise self._no_room(least, max(0, self._limits.max_kv_bytes - at_work))
-            self._entries[name] = _Entry(held)
+            linked = [entry for entry in others if entry.left_at is None]
+            theirs = [entry for entry in linked if entry.held.identity == held.identity]
+            if most and len(theirs) >= most and not self._took_place(theirs, now):
+                seconds = self._limits.retry_seconds
+                raise Refused(
+                    "busy",
+                    f"{held.identity or 'everybody together'} may have {most} sessions at once; "
+                    f"try again in {seconds:g} s",
+                    retry_seconds=seconds,
+                )
+            linked = [entry for entry in linked if entry.left_at is None]
+            if len(linked) >= self._limits.max_sessions and not self._took_place(linked, now):
+                raise refusals.busy(self._limits)
+            self._entries[name] = _Entry(held, end)
             metrics.SESSIONS.inc()
 
     def owns(self, name: str, held: HeldSession) -> bool:
@@ -143,13 +159,7 @@ class Sessions:
             if entry is None or entry.held is not held:
                 return  # another link has it
             if keep and not self._closed and self._limits.detached_seconds:
-                entry.left_at = time.monotonic()
-                if self._reaper is None:
-                    self._reaper = threading.Thread(
-                        target=self._reap, name="collm-session-reaper", daemon=True
-                    )
-                    self._reaper.start()
-                self._changed.notify_all()
+                self._detach(entry)
                 return
             self._remove(name)
         with held.lock:
@@ -181,7 +191,7 @@ class Sessions:
             self._remove(new)
             self._entries[new] = entry
             entry.was = old
-            entry.left_at, entry.used_at = None, time.monotonic()
+            entry.left_at, entry.used_at, entry.end = None, time.monotonic(), mine.end
             self.resumed += 1
             metrics.ATTACHED.labels("yes").inc()
         fresh.close()
@@ -202,6 +212,31 @@ class Sessions:
         if name in self._entries:
             return name
         return next((new for new, entry in self._entries.items() if name == entry.was), name)
+
+    def _detach(self, entry: _Entry) -> None:
+        """It has no link any more, and waits for its client."""
+        entry.left_at = time.monotonic()
+        if self._reaper is None:
+            self._reaper = threading.Thread(
+                target=self._reap, name="collm-session-reaper", daemon=True
+            )
+            self._reaper.start()
+        self._changed.notify_all()
+
+    def _took_place(self, entries: Sequence[_Entry], now: float) -> bool:
+        """Whether one of these was silent, and has lost its link: the longest silent one."""
+        for entry in sorted(entries, key=lambda one: one.used_at):
+            if now - entry.used_at < self._limits.work_seconds:
+                return False
+            if entry.end is None or entry.held.lock.locked():
+                continue  # it is computing
+            entry.end(refusals.needed())
+            entry.end = None
+            self._detach(entry)
+            self.evictions += 1
+            metrics.EVICTIONS.inc()
+            return True
+        return False
 
     def _evict(self, keep: _Entry, most: int) -> None:
         """Take the memory of those that spoke longest ago until no more than `most` is granted."""

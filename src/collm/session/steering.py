@@ -19,10 +19,8 @@ from collm.model.artifact import Artifact
 from collm.policy.controller import Controller, Rules
 from collm.policy.forecast import Forecaster
 from collm.session.probing import Prober
-from collm.wire.codec import row_bytes
+from collm.wire.codec import LOSSLESS, row_bytes
 
-LOSSLESS: Final = ("f32", "ids")
-"""Formats that leave the text the full model's."""
 _THRESHOLDS: Final = (0.4, 0.6, 0.8)
 _DRAFTS: Final = (4, 8)
 _AHEAD: Final = 0.3

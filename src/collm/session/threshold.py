@@ -51,7 +51,6 @@ def threshold(run: Run) -> Tokens:
         drafter = run.drafter(session)
         cloud = _Cloud(run, client, upload)
         offline = Offline(run, session, drafter, client.connection)
-        run.prefill(session, min(run.exits[0], first_cut or run.exits[0]))
         with run.at_edge():
             if first_cut <= run.exits[0]:
                 upload()

@@ -57,6 +57,7 @@ def verified(run: Run) -> Tokens:
     with run.begin(cut=cut, stage=stage) as begun:
         session, client = begun.session, begun.client
         for start in range(session.position, len(run.ids), _PIECE):
+            run.check()
             piece, is_last = run.ids[start : start + _PIECE], start + _PIECE >= len(run.ids)
             with run.at_edge():
                 session.append_ids(piece)

@@ -29,6 +29,8 @@ from collm.limits import Limits
 from collm.wire import int4, int8
 from collm.wire.messages import Rows
 
+LOSSLESS: Final = ("f32", "ids")
+"""Formats that leave the text the full model's."""
 _F32: Final = np.dtype("<f4")
 _F16: Final = np.dtype("<f2")
 _F16_LARGEST: Final = np.float32(np.finfo(np.float16).max)

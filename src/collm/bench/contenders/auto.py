@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from collm.bench.contender import OURS, Contender, Reply, SettingAnswerer, Surroundings
 from collm.bench.quality_settings import Setting
-from collm.session.steering import LOSSLESS, Steering, ways_of
+from collm.session.steering import Steering, ways_of
+from collm.wire.codec import LOSSLESS
 
 
 class AutoAnswerer(SettingAnswerer):

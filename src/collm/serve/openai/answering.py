@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from collm.serve.openai.errors import ApiError, api_error
+from collm.serve.openai.guard import owner_of
 from collm.serve.openai.live import Choice, Gone, Live
 from collm.serve.openai.serving import Serving
 from collm.session.events import Piece
@@ -42,7 +43,7 @@ class Answering(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         try:
-            await self.serving.start(self.choices)
+            await self.serving.start(self.choices, owner_of(scope))
             async with Live(self.choices, receive, self._since) as live:
                 await self._answer(live, scope, receive, send)
         except Gone:

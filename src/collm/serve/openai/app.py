@@ -7,8 +7,8 @@
     GET  /healthz  /readyz  /metrics  /collm/status  /openapi.json
     GET  /  and /page/…                                    the chat page
 
-Not covered: embeddings, assistants, files, images, audio; tools are refused with a reason. Very
-many idle connections are for something in front.
+HEAD is answered where GET is. Not covered: embeddings, assistants, files, images, audio; tools are
+refused with a reason.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from collm.serve.openai.body import JsonRoute
 from collm.serve.openai.chat import chat_response
 from collm.serve.openai.completions import completion_response
 from collm.serve.openai.document import ASKING, LOOKING, document, errors, events
-from collm.serve.openai.errors import on_failure, on_http_error, on_invalid_request
-from collm.serve.openai.guard import Counting, Guard
+from collm.serve.openai.errors import on_failure, on_http_error, on_invalid_request, on_surprise
+from collm.serve.openai.guard import Guard
 from collm.serve.openai.health import check_ready, status_json
+from collm.serve.openai.outermost import Outermost
 from collm.serve.openai.page import Page
 from collm.serve.openai.responses import response_response
 from collm.serve.openai.responses_schema import ResponseRequest
@@ -85,7 +86,7 @@ class Application(FastAPI):
         self.add_exception_handler(HTTPException, on_http_error)
         self.add_exception_handler(RequestValidationError, on_invalid_request)
         self.add_exception_handler(CollmError, on_failure)
-        self.add_exception_handler(Exception, on_failure)
+        self.add_exception_handler(Exception, on_surprise)
 
     def openapi(self) -> dict[str, Any]:
         """Made once."""
@@ -97,6 +98,7 @@ class Application(FastAPI):
 def make_app(serving: Serving) -> ASGIApp:
     """The application and its guards."""
     app = Application(serving)
+    _ = serving.engine.tokenizer.longest_bytes  # looked for once, before anybody waits for it
     guarded: ASGIApp = Guard(app, hosts=serving.hosts, origins=serving.origins, keys=serving.keys)
     if serving.origins:
         # Outside the guard: a page has to be able to read why it is refused.
@@ -105,9 +107,9 @@ def make_app(serving: Serving) -> ASGIApp:
             allow_origins=serving.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
-    return Counting(guarded, app.paths)
+    return Outermost(guarded, app.paths, serving.limits)
 
 
 def _answers(serving: Serving) -> APIRouter:

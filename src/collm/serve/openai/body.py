@@ -1,13 +1,15 @@
 """Request bodies: bounded before they are read, and JSON that cannot hurt what reads it on.
 
 Refused with 400: bytes that are no UTF-8, NaN and infinities, numbers of thousands of digits, text
-with half a surrogate pair, and nesting that would exhaust a stack.
+with half a surrogate pair, nesting that would exhaust a stack, and so many values that reading them
+would hold everybody up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -21,6 +23,12 @@ from collm.serve.openai.errors import ApiError
 
 _MOST_DEPTH = 64
 _MOST_ENTRIES = 1024
+_MOST_NESTS = 2**16
+"""Lists and objects in a body; a chat has a few for each turn."""
+_MOST_VALUES = 2**19
+"""Values in a body: token ids, mostly."""
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+"""Of JSON. It takes what has no end too, so that it never looks at a byte twice."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -89,7 +97,9 @@ class JsonRoute(APIRoute):
 def read_json(data: bytes) -> Any:
     """What the bytes say. Raises ApiError."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        text = data.decode("utf-8")
+        _check_count(data)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         check_size(value)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -124,6 +134,28 @@ def check_size(value: Any) -> None:
             if isinstance(inner, dict | list)
         ]
     raise _bad(f"nested more than {_MOST_DEPTH} deep")
+
+
+def _check_count(data: bytes) -> None:
+    """Raises ApiError for too many values, before they are made."""
+
+    def counts(found: bytes) -> tuple[int, int]:
+        return found.count(b"[") + found.count(b"{"), found.count(b",") + 1
+
+    nests, values = counts(data)
+    if nests > _MOST_NESTS or values > _MOST_VALUES:  # or is that in a text?
+        nests, values = counts(_STRING.sub(b"", data))
+    if nests > _MOST_NESTS:
+        raise _bad(f"more than {_MOST_NESTS} lists and objects")
+    if values > _MOST_VALUES:
+        raise _bad(f"more than {_MOST_VALUES} values")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {word[:40]} is too large")
+    return value
 
 
 def _no_number(word: str) -> NoReturn:

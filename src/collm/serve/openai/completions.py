@@ -13,7 +13,7 @@ from collm.serve.openai.chat import check_count
 from collm.serve.openai.chunks import ChunkedCompletion, WholeCompletion
 from collm.serve.openai.generation import generations
 from collm.serve.openai.live import Choice
-from collm.serve.openai.logprobs import text_logprobs
+from collm.serve.openai.logprobs import text_logprobs, token_length
 from collm.serve.openai.prompts import Room, prompt_ids
 from collm.serve.openai.refusals import check_completion
 from collm.serve.openai.schemas import CompletionRequest
@@ -39,9 +39,10 @@ class TextForm:
     def token(self, choice: Choice, text: str, token: EmittedToken | None) -> dict[str, Any]:
         """A piece of the text."""
         entry = _entry(choice, text)
-        if token is not None:
+        if token is not None and self._logprobs is not None:
             entry["logprobs"] = self._told([token], choice.offset)
-        choice.offset += len(text)
+            # Text that is held back for a stop string comes later than its token.
+            choice.offset += token_length(self._tokenizer, token)
         return entry
 
     def preview(self, choice: Choice) -> dict[str, Any]:

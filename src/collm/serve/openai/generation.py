@@ -10,6 +10,7 @@ from typing import TypeVar
 from collm.config import Constraint, Generation, Refinement, Sampling
 from collm.serve.openai.errors import ApiError
 from collm.serve.openai.schemas import (
+    UNLIMITED,
     ChatCompletionRequest,
     CollmOptions,
     CompletionRequest,
@@ -48,7 +49,8 @@ def generations(
     base = replace(
         base,
         max_tokens=room if longest is None else min(longest, room),
-        stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        # Clients send an empty one for none.
+        stop=tuple(one for one in ([stop] if isinstance(stop, str) else stop or ()) if one),
         ignore_eos=_either(request.ignore_eos, defaults.ignore_eos),
     )
     sampling = _sampling(request, base.sampling)
@@ -94,7 +96,7 @@ def _with_options(defaults: Generation, asked: CollmOptions, modes: tuple[str, .
         threshold=_either(asked.threshold, defaults.threshold),
         # A threshold of the request's own is not to lose against the server's criterion.
         criterion=_either(
-            asked.criterion, "" if asked.threshold is not None else defaults.criterion
+            _criterion(asked, defaults), "" if asked.threshold is not None else defaults.criterion
         ),
         draft=_either(asked.draft, defaults.draft),
         batch=_either(asked.batch, defaults.batch),
@@ -118,12 +120,29 @@ def _with_options(defaults: Generation, asked: CollmOptions, modes: tuple[str, .
     )
 
 
+def _criterion(asked: CollmOptions, defaults: Generation) -> str | None:
+    """Raises ApiError for one that names a file, which is the operator's to do."""
+    spec = asked.criterion
+    if spec is not None and "learned" in spec and spec != defaults.criterion:
+        raise ApiError(
+            400,
+            "collm.criterion: a learned policy is a file, which a request cannot name; expected "
+            "one such as 'margin:0.5 & coherence', or leave it out for the server's own "
+            "(collm serve --criterion)",
+            param="collm.criterion",
+            code="invalid_value",
+        )
+    return spec
+
+
 def _longest(request: ChatCompletionRequest | CompletionRequest) -> int | None:
+    """None: as the context allows."""
+    longest = request.max_tokens
     if isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None:
-        return request.max_completion_tokens
-    if isinstance(request, CompletionRequest) and request.max_tokens is None:
-        return _COMPLETION_TOKENS
-    return request.max_tokens
+        longest = request.max_completion_tokens
+    elif isinstance(request, CompletionRequest) and longest is None:
+        longest = _COMPLETION_TOKENS
+    return None if longest == UNLIMITED else longest
 
 
 def _constraint(request: ChatCompletionRequest | CompletionRequest) -> Constraint | None:

@@ -1,4 +1,4 @@
-"""Who is let in: known hosts, no foreign pages, keys; and what is counted of every request.
+"""Who is let in: known hosts, no foreign pages, keys.
 
 A page of another site can make a browser send requests here. It cannot read the answers (no CORS
 unless asked for), a request that does something needs JSON, which a foreign page may not send
@@ -8,12 +8,13 @@ unasked, and one whose Origin is another site's is refused. A name that someone 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from collm import metrics
 from collm.link.address import is_loopback
@@ -23,6 +24,7 @@ from collm.serve.openai.errors import ApiError
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico")
 """What needs no key: nothing of a model's or a user's is there."""
+_OWNER = "collm.owner"
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -85,7 +87,8 @@ class Guard:
                 code="forbidden_origin",
             )
         needs_key = self._keys is not None and path not in _OPEN and not path.startswith("/page/")
-        if needs_key and not self._has_key(headers):
+        key = _key(headers)
+        if needs_key and (key is None or not self._is_valid(key)):
             metrics.REFUSALS.labels("credentials").inc()
             raise ApiError(
                 401,
@@ -93,6 +96,8 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if needs_key and key is not None:
+            scope.setdefault("state", {})[_OWNER] = hashlib.sha256(key.encode()).hexdigest()
 
     def _is_known(self, host: str) -> bool:
         assert self._hosts is not None
@@ -107,43 +112,25 @@ class Guard:
     def _is_own(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
-
-    def _has_key(self, headers: Headers) -> bool:
-        assert self._keys is not None
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self._keys.identity(key.strip()) is not None
-
-
-class Counting:
-    """Counts requests by address and status."""
-
-    def __init__(self, app: ASGIApp, paths: Iterable[str]) -> None:
-        self._app = app
-        self._paths = frozenset(paths)
-        """The addresses that are counted by name."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 499  # the client hung up before there was an answer
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        metrics.HTTP_ACTIVE.inc()
         try:
-            await self._app(scope, receive, sent)
-        finally:
-            metrics.HTTP_ACTIVE.dec()
-            path = str(scope["path"])
-            route = path if path in self._paths else "other"
-            metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
+            theirs = urlsplit(origin).netloc
+        except ValueError:  # what is no address is nobody's
+            return False
+        return bool(host) and theirs.lower() == host.lower()
+
+    def _is_valid(self, key: str) -> bool:
+        assert self._keys is not None
+        return self._keys.identity(key) is not None
+
+
+def owner_of(scope: Scope) -> str:
+    """Who asks, as far as keys tell; empty where everybody may."""
+    return str(scope.get("state", {}).get(_OWNER, ""))
+
+
+def _key(headers: Headers) -> str | None:
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else None
 
 
 def _bare(host: str) -> str:

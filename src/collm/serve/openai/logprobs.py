@@ -33,9 +33,9 @@ def text_logprobs(
     """Of a plain completion; offset: characters before the first of the tokens."""
     data = [tokenizer.token_bytes(token.token_id) for token in tokens]
     offsets = []
-    for one in data:
+    for token in tokens:
         offsets.append(offset)
-        offset += len(one.decode(errors="replace"))
+        offset += token_length(tokenizer, token)
     top = [
         {_named(tokenizer.token_bytes(other)): value for other, value in token.alternatives}
         for token in tokens
@@ -46,6 +46,11 @@ def text_logprobs(
         "top_logprobs": top if has_top else None,
         "text_offset": offsets,
     }
+
+
+def token_length(tokenizer: Tokenizer, token: EmittedToken) -> int:
+    """Characters, by which `text_offset` goes on."""
+    return len(tokenizer.token_bytes(token.token_id).decode(errors="replace"))
 
 
 def _logprob(token: EmittedToken) -> float:

@@ -20,12 +20,29 @@ class Room:
     """Positions."""
     vocabulary: int
     """Entries."""
+    longest: int
+    """Bytes of its longest token."""
 
     @classmethod
     def of(cls, engine: Engine) -> Self:
         """Of the model that the engine runs."""
         architecture = engine.artifact.architecture
-        return cls(context=architecture.context_length, vocabulary=architecture.vocab_size)
+        return cls(
+            context=architecture.context_length,
+            vocabulary=architecture.vocab_size,
+            longest=engine.tokenizer.longest_bytes,
+        )
+
+    def check_text(self, size: int, param: str) -> None:
+        """Raises ApiError for what cannot fit, before time is spent on it. size: bytes."""
+        if size > self.context * self.longest:
+            raise ApiError(
+                400,
+                f"the prompt has {size} bytes, and the model's context is {self.context} tokens "
+                f"of at most {self.longest} bytes, the answer's included; shorten the prompt",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
 def chat_ids(
@@ -39,6 +56,7 @@ def chat_ids(
         {"role": "system" if m.role == "developer" else m.role, "content": _text(m)}
         for m in messages
     ]
+    room.check_text(sum(len(one["content"].encode()) for one in told), param)
     try:
         ids = tokenizer.encode_chat(told)
     except PromptError as error:
@@ -61,6 +79,7 @@ def prompt_ids(
     found = []
     for one in many:
         if isinstance(one, str):
+            room.check_text(len(one.encode()), "prompt")
             found.append((_checked(tokenizer.encode(one), room, "prompt"), one))
         else:
             found.append((_checked(one, room, "prompt"), tokenizer.decode(one)))

@@ -35,7 +35,7 @@ _INSTEAD = {
     "function_call": "this model calls no functions; leave it out",
     "suffix": "this model cannot fill in the middle of a text; leave it out",
 }
-_NEVER = ("audio", "prediction", "web_search_options")
+_NEVER = ("audio", "prediction", "web_search_options", "moderation")
 
 
 _NO_RESPONSE: dict[str, tuple[Any, ...]] = {
@@ -50,6 +50,8 @@ _NO_RESPONSE: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "top_logprobs": (0,),
     "max_tool_calls": (),
+    "moderation": (),
+    "context_management": ([],),
 }
 _RESPONSE_INSTEAD = {
     "tools": "this model calls no tools; leave them out",
@@ -57,6 +59,7 @@ _RESPONSE_INSTEAD = {
     "previous_response_id": "responses are not kept here; send the turns so far as input",
     "conversation": "conversations are not kept here; send the turns so far as input",
     "reasoning": "this model has no reasoning to set; leave it out",
+    "context_management": "nothing is left out of what is sent; shorten the input instead",
 }
 
 

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from collm.serve.openai.schemas import (
+    MOST_TURNS,
     WHOLE,
     ChatCompletionRequest,
     CollmOptions,
     JsonObjectFormat,
     Lenient,
+    MaxTokens,
+    Metadata,
     Strict,
     TextFormat,
     Unit,
     only,
+    spoken,
 )
+
+_MOST_TURNS = MOST_TURNS - 1
+"""A chat has the instructions besides, as a turn."""
 
 
 class ResponsePart(Lenient):
@@ -27,6 +34,8 @@ class ResponsePart(Lenient):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
+
+    _spoken = model_validator(mode="before")(spoken)
 
 
 class ResponseTurn(Lenient):
@@ -66,11 +75,14 @@ class ResponseRequest(Strict):
     """Body of POST /v1/responses. Nothing is stored here: send all the turns each time."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: str | Annotated[list[ResponseTurn], Field(min_length=1, max_length=4096, fail_fast=True)]
+    input: (
+        str
+        | Annotated[list[ResponseTurn], Field(min_length=1, max_length=_MOST_TURNS, fail_fast=True)]
+    )
     instructions: str | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Unit | None = None
     text: TextOptions | None = None
@@ -91,15 +103,21 @@ class ResponseRequest(Strict):
     truncation: Annotated[str | None, only("disabled")] = None
     top_logprobs: Annotated[int | None, only(0)] = None
     max_tool_calls: Annotated[int | None, only()] = None
+    moderation: Annotated[dict[str, Any] | None, only()] = None
+    context_management: Annotated[list[Any] | None, only([])] = None
     # Without any effect on the text.
     parallel_tool_calls: bool | None = None
     store: bool | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     user: str | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    background_options: dict[str, Any] | None = None
+    access_programs: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
 
     def as_chat(self) -> ChatCompletionRequest:
         """The same, as a chat completion."""

@@ -9,15 +9,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from collm.serve.openai.errors import NO_TOOLS
 
 _MOST_STOPS = 16
 _MOST_PROMPTS = 64
+_MOST_TOKENS = 1_000_000
+MOST_TURNS = 4096
+UNLIMITED = -1
+"""For `max_tokens`, as other servers take it."""
 
 
 def _whole(value: object) -> object:
     """24.0 is an integer, in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tokens(value: int) -> int:
+    if value < 1 and value != UNLIMITED:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    if value > _MOST_TOKENS:
+        raise PydanticKnownError("less_than_equal", {"le": _MOST_TOKENS})
+    return value
 
 
 def only(*values: Any) -> WithJsonSchema:
@@ -26,9 +49,23 @@ def only(*values: Any) -> WithJsonSchema:
 
 
 WHOLE = BeforeValidator(_whole)
+MaxTokens = Annotated[
+    int,
+    AfterValidator(_tokens),
+    WHOLE,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": _MOST_TOKENS},
+                {"const": UNLIMITED},
+            ]
+        }
+    ),
+]
+"""-1: as many as the context has room for."""
 Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = Annotated[str, Field(max_length=1000)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -42,6 +79,20 @@ class Lenient(BaseModel):
     """Clients send along what they were sent: null, or empty, for what there is not."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+"""As OpenAI bounds it."""
+
+
+def spoken(part: Any) -> Any:
+    """A part of a turn; a refusal's words are text."""
+    if isinstance(part, dict) and part.get("type") == "refusal" and "refusal" in part:
+        return {"type": "text", "text": part["refusal"]}
+    return part
 
 
 class CollmOptions(Strict):
@@ -77,11 +128,13 @@ class StreamOptions(Lenient):
     include_obfuscation: bool | None = None
 
 
-class TextPart(Strict):
-    """A part of a message."""
+class TextPart(Lenient):
+    """A part of a message. What clients note beside the text changes nothing."""
 
     type: Literal["text"]
     text: str
+
+    _spoken = model_validator(mode="before")(spoken)
 
 
 class ChatMessage(Strict):
@@ -96,6 +149,22 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     function_call: None = None
     reasoning_content: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        """Tools first, whose turns have no text; a refusal's words are text."""
+        if not isinstance(given, dict):
+            return given
+        field = next((name for name in ("tool_calls", "function_call") if given.get(name)), "")
+        if not field and given.get("role") in ("tool", "function"):
+            field = "role"
+        if field:
+            said = "this model calls no tools; leave out calls of tools and their results"
+            raise PydanticCustomError(NO_TOOLS, said, {"field": field})
+        if isinstance(given.get("refusal"), str) and given.get("content") is None:
+            return {**given, "content": given["refusal"], "refusal": None}
+        return given
 
 
 class JsonSchema(Lenient):
@@ -147,7 +216,7 @@ class _Common(Strict):
     )
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    max_tokens: MaxTokens | None = Field(default=None, description="-1: as the context allows")
     response_format: ResponseFormat | None = None
     collm: CollmOptions | None = None
     # Supported at their neutral values only.
@@ -158,18 +227,21 @@ class _Common(Strict):
     # Without any effect on the text.
     user: str | None = None
     store: bool | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
 
 class ChatCompletionRequest(_Common):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
+    ]
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
@@ -183,6 +255,7 @@ class ChatCompletionRequest(_Common):
     reasoning_effort: Annotated[str | None, only("none")] = None
     verbosity: Annotated[str | None, only("medium")] = None
     web_search_options: Annotated[dict[str, Any] | None, only()] = None
+    moderation: Annotated[dict[str, Any] | None, only()] = None
 
 
 class CompletionRequest(_Common):

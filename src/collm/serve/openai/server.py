@@ -20,11 +20,12 @@ from collm.link.certificates import server_context
 from collm.link.credentials import ServerSecurity
 from collm.link.grpc_server import OPEN
 from collm.serve.openai.app import make_app
+from collm.serve.openai.connections import connections
 from collm.serve.openai.serving import Serving
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 512
+_BACKLOG = 256
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -69,11 +70,12 @@ def run_server(
         lifespan="off",
         log_config=None,
         log_level="critical",  # what strangers send is no news
+        backlog=_BACKLOG,  # which asyncio also takes at once: they are not counted yet
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=serving.limits.max_http_requests,
+        http=connections(serving.limits),
         timeout_graceful_shutdown=max(1, round(serving.limits.http_shutdown_seconds)),
     )
     config.load()

@@ -56,14 +56,14 @@ class Serving:
                 code="model_not_found",
             )
 
-    async def start(self, wanted: Sequence[Choice]) -> None:
+    async def start(self, wanted: Sequence[Choice], owner: str = "") -> None:
         """Start all the answers or none of them. Raises ApiError, and what an engine does."""
-        await off_loop(lambda: self._start(wanted), lambda _: _cancel(wanted))
+        await off_loop(lambda: self._start(wanted, owner), lambda _: _cancel(wanted))
 
-    def _start(self, wanted: Sequence[Choice]) -> None:
+    def _start(self, wanted: Sequence[Choice], owner: str) -> None:
         try:
             for choice in wanted:
-                choice.started = self.engine.start(choice.prompt_ids, choice.generation)
+                choice.started = self.engine.start(choice.prompt_ids, choice.generation, owner)
         except Refused as error:
             _cancel(wanted)
             raise busy(error) from None
