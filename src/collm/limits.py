@@ -32,6 +32,10 @@ class Limits:
     """Of a Heartbeat and of its answer."""
     max_cost_entries: int = 1024
     """Figures that a cloud may tell of itself."""
+    max_tiers: int = 8
+    """Servers, one above the other, that are told of."""
+    max_tier_text_bytes: int = 200
+    """Longest address, or fault, of one of them."""
 
     # constraints (what the parser itself may use: `runtime.constraints`)
     max_constraint_bytes: int = 64 * 2**10

@@ -22,7 +22,7 @@ from collm.errors import PromptError, ProtocolError, Refused
 from collm.link.base import Link
 from collm.policy.sampling import likeliest, log_probability
 from collm.runtime.stage import Stage
-from collm.wire.messages import PROTOCOL_MINOR
+from collm.wire.messages import CONSTRAINT_MINOR
 
 __all__ = ["artifact", "world"]
 
@@ -70,7 +70,7 @@ def test_nothing_is_told_where_nothing_was_asked(world: World) -> None:
 def test_an_older_cloud_is_refused_instead_of_ignoring_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("collm.session.cloud.PROTOCOL_MINOR", PROTOCOL_MINOR - 1)
+    monkeypatch.setattr("collm.session.cloud.PROTOCOL_MINOR", CONSTRAINT_MINOR - 1)
     edge = world.edge("verified", 2)
     assert finish(edge, MADE).tokens  # what it knows it does
     asked = (Sampling(constraint=REGEX), Sampling(top_logprobs=1))
@@ -93,7 +93,7 @@ def test_a_cloud_found_on_the_way_that_is_older_ends_the_answer(
     answer = world.edge("verified", 1, connect=dial).answer(PROMPT, constrained(SCHEMA_C))
     pieces = iter(answer)
     next(pieces)
-    monkeypatch.setattr("collm.session.cloud.PROTOCOL_MINOR", PROTOCOL_MINOR - 1)
+    monkeypatch.setattr("collm.session.cloud.PROTOCOL_MINOR", CONSTRAINT_MINOR - 1)
     links[-1].close()
     with pytest.raises(Refused, match="update the cloud"):
         list(pieces)

@@ -26,6 +26,7 @@ from collm.cli.main import app
 from collm.limits import DEFAULT_LIMITS
 from collm.link.background import BackgroundServer
 from collm.link.credentials import ClientSecurity, ServerSecurity
+from collm.link.dialer import Dialer
 from collm.link.grpc_server import OPEN
 from collm.model.artifact import Artifact
 from collm.model.files import sha256_of
@@ -33,7 +34,9 @@ from collm.model.manifest import FileEntry
 from collm.runtime.stage import Stage
 from collm.serve.checks.cloud import check_cloud
 from collm.serve.checks.machine import check_threads
+from collm.session.above import Above
 from collm.session.cloud import CloudService
+from collm.session.relay import RelayService
 from collm.wire.messages import PROTOCOL_MAJOR, Hello
 
 TOKEN = "a-token-of-the-workshop"
@@ -282,6 +285,33 @@ def test_a_cloud_that_cannot_begin_at_our_cut(whole: Path) -> None:
         ]
 
 
+def test_an_edge_server_and_the_cloud_above_it(whole: Path) -> None:
+    """What lies behind the server is looked at, too; the server says how it is."""
+    artifact = Artifact(whole)
+    upper = CloudService(Stage(artifact, range(4)), DEFAULT_LIMITS)
+    stage = Stage(artifact, range(1, 2))
+    with BackgroundServer(upper) as above:
+        lower = RelayService(
+            stage, DEFAULT_LIMITS, Above(stage, DEFAULT_LIMITS, Dialer([above.address]))
+        )
+        with BackgroundServer(lower) as server:
+            words = (whole, "--cloud", server.address, "--placement", "1")
+            assert lower.above.check()
+            ran = CliRunner().invoke(app, ["doctor", *map(str, words)])
+            reaches = f"tiers         the edge server {server.address} reaches its cloud"
+            assert f"{reaches} {above.address} in " in ran.stdout
+            assert "session       the cloud has the same model" in ran.stdout
+            above.close(grace=0)
+            assert not lower.above.check()
+            said = only("tiers", *words)
+            assert said.startswith(
+                f"the edge server {server.address} does not reach its cloud {above.address}: "
+            )
+            assert "start that one" in said
+        lower.close()
+    upper.close()
+
+
 def test_a_program_that_is_no_cloud() -> None:
     with answering({}) as url:
         limits = replace(DEFAULT_LIMITS, connect_seconds=0.5)
@@ -443,4 +473,5 @@ def test_servers() -> None:
     with answering({"/healthz": "ok", "/v1/models": "<html>"}) as url:
         assert "/v1/models is no list of models" in only("API", "--server", url)
     assert "Connection refused" in only("server", "--server", url)
-    assert "expected a URL such as" in only("server", "--server", "127.0.0.1")
+    for wrong in ("127.0.0.1", "http://[", "http://[::1", "http://a:99999"):
+        assert "expected a URL such as" in only("server", "--server", wrong)

@@ -158,7 +158,7 @@ def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, wo
             asyncio.run(read())
         assert engine.health is not None
         health = engine.health.wait(5)
-        assert not health.ok and "nobody answers" in health.error
+        assert not health.ok and "nobody answers" in health.fault
 
 
 def test_the_health_is_watched_whatever_happens(
@@ -177,7 +177,7 @@ def test_the_health_is_watched_whatever_happens(
         for fault in (UsageError("/etc/ca.pem cannot be read"), ValueError("a bug")):
             faults[:] = [fault]
             assert until(lambda: not watch.latest.ok), fault
-            assert watch.latest.error == str(fault)
+            assert str(fault) in watch.latest.fault
             faults.clear()
             assert until(lambda: watch.latest.ok), fault
 

@@ -232,6 +232,10 @@ def test_tokens_of_exits_and_cloud_say_so(world: World) -> None:
         told = chunks[-1]["collm"]["summary"]
         assert told["sources"] == {name: sources.count(name) for name in set(sources)}
         assert told["rounds"] > 0 and told["bytes_up"] > 0 and told["mode"] == "verified"
+        traffic = [(one["bytes_up"], one["bytes_down"]) for one in extras if "bytes_up" in one]
+        assert 1 < len(traffic) <= told["rounds"]  # while it comes, once a round
+        assert traffic == sorted(set(traffic)) and traffic[0] > (0, 0)
+        assert traffic[-1] <= (told["bytes_up"], told["bytes_down"])
         status = ask(serving, "/collm/status").json()
         assert [tier["role"] for tier in status["tiers"]] == ["device", "cloud"]
 

@@ -141,6 +141,7 @@ def test_hostile_heartbeats_are_refused(service: CloudService, heartbeat: pb.Hea
 
 
 def test_hostile_answers_are_refused() -> None:
+    tier = pb.Tier(role="cloud", ok=True)
     many = [pb.RowSeconds(cut=0, rows=1, seconds=0.1)] * (LIMITS.max_cost_entries + 1)
     for pong in (
         pb.Pong(padding=bytes(LIMITS.max_padding_bytes + 1)),
@@ -148,6 +149,17 @@ def test_hostile_answers_are_refused() -> None:
         pb.Pong(figures=pb.Figures(fingerprint="\x1b[31m")),
         pb.Pong(figures=pb.Figures(costs=[pb.RowSeconds(seconds=float("nan"))])),
         pb.Pong(figures=pb.Figures(costs=[pb.RowSeconds(cut=2**31)])),
+        pb.Pong(tiers=[tier] * (LIMITS.max_tiers + 1)),
+        pb.Pong(tiers=[pb.Tier(role="moon", ok=True)]),
+        pb.Pong(tiers=[pb.Tier()]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", first=3, last=2)]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", last=LIMITS.max_layers + 1)]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", address="\x1b[31m")]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", error="two\nlines")]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", error="ä" * 101)]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", round_trip=float("inf"))]),
+        pb.Pong(tiers=[pb.Tier(role="cloud", round_trip=-1.0)]),
+        pb.Pong(tiers=[pb.Tier(role="cloud"), tier]),  # well, above one that is away
     ):
         with pytest.raises(ProtocolError):
             decode_cloud(sealed(pb.Envelope(pong=pong).SerializeToString()), LIMITS)

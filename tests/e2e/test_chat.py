@@ -7,7 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -90,6 +94,81 @@ def test_a_conversation_in_a_terminal(
     history = Path(home["XDG_STATE_HOME"]) / "collm" / "chat-history"
     assert "+second line" in history.read_text()
     assert history.stat().st_mode & 0o777 == 0o600
+
+
+class Parrot(ThreadingHTTPServer):
+    """A server that says the same to everything, unless it is told to be slow or busy."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ParrotHandler)
+        self.is_busy = False
+        self.silent = threading.Event()
+        self.met = threading.Event()
+        self.asked: list[list[str]] = []
+
+
+class ParrotHandler(BaseHTTPRequestHandler):
+    server: Parrot
+
+    def do_GET(self) -> None:
+        self._send(200 if self.path == "/v1/models" else 404, '{"data": [{"id": "parrot"}]}')
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append([one["content"] for one in body["messages"]])
+        if self.server.silent.is_set():
+            self.server.met.set()
+            while self.server.silent.is_set():
+                time.sleep(0.02)
+        if self.server.is_busy:
+            self._send(503, '{"error": {"message": "not now"}}')
+            return
+        chunk = json.dumps({"choices": [{"delta": {"content": "polly"}}]})
+        self._send(200, f"data: {chunk}\n\ndata: [DONE]\n\n")
+
+    def _send(self, code: int, text: str) -> None:
+        with suppress(OSError):  # it may be gone
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def test_a_retry_that_fails_takes_nothing_away(home: dict[str, str]) -> None:
+    with Parrot() as parrot:
+        threading.Thread(target=parrot.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{parrot.server_port}"
+        terminal = Terminal("chat", "--server", url, env=home)
+
+        def say(keys: str, answer: str) -> None:
+            terminal.wait(">>>")
+            terminal.type(keys)
+            terminal.wait(answer)
+
+        try:
+            say("hello\r", "polly")
+            parrot.is_busy = True
+            say("/retry\r", "error: ")
+            parrot.is_busy = False
+            parrot.silent.set()
+            terminal.wait(">>>")
+            terminal.type("/retry\r")
+            assert parrot.met.wait(10)
+            terminal.type("\x03")  # before the first token
+            terminal.wait("broken off; ")
+            parrot.silent.clear()
+            say("and now?\r", "polly")
+            say("\x04", "")
+            assert terminal.end() == 0
+        finally:
+            parrot.silent.clear()
+            terminal.kill()
+            parrot.shutdown()
+    assert parrot.asked[1:3] == [["hello"], ["hello"]]
+    assert parrot.asked[3] == ["hello", "polly", "and now?"]
 
 
 def piped(text: str, *words: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

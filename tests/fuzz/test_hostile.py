@@ -14,7 +14,14 @@ from tests.fuzz.test_wire_fuzz import GOOD
 from tests.support import random_artifact
 
 from collm.config import Sampling
-from collm.errors import CollmError, ContextFull, CorruptFrame, ProtocolError, Refused
+from collm.errors import (
+    CollmError,
+    ContextFull,
+    CorruptFrame,
+    PromptError,
+    ProtocolError,
+    Refused,
+)
 from collm.limits import Limits
 from collm.link.base import Peer
 from collm.runtime.stage import Stage
@@ -77,9 +84,9 @@ def test_strangers_words(service: CloudService) -> None:
         if seconds is not None:
             refused += 1
             if seconds > 0.05:  # once more: this machine has other things to do as well
-                again = [tell(service, stranger, frame, chances) for _ in range(3)]
-                stranger = again[-1][0]
-                seconds = min(one or 0.0 for _, one in again)
+                for _ in range(3):
+                    stranger, again = tell(service, stranger, frame, chances)
+                    seconds = min(seconds, again or 0.0)
             assert seconds < 0.05, (number, frame.hex())
             slowest = max(slowest, seconds)
     assert refused > MESSAGES / 4
@@ -107,7 +114,7 @@ def tell(
     try:
         for _ in itertools.islice(stranger.receive(frame), 5):
             pass
-    except (ProtocolError, CorruptFrame, Refused, ContextFull) as error:
+    except (ProtocolError, CorruptFrame, Refused, ContextFull, PromptError) as error:
         seconds = time.perf_counter() - started
         is_told(service, error)
         stranger.close()

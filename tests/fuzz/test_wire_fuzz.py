@@ -23,6 +23,7 @@ from collm.wire.messages import (
     Generate,
     Heartbeat,
     Hello,
+    Pong,
     Recut,
     Refusal,
     Score,
@@ -33,6 +34,7 @@ from collm.wire.messages import (
     Welcome,
 )
 from collm.wire.seal import sealed
+from collm.wire.tiers import Tier
 
 LIMITS = Limits(max_message_bytes=4096, max_rows_per_append=16, max_draft_tokens=16)
 HIDDEN = 6
@@ -77,6 +79,18 @@ GOOD: list[tuple[ClientMessage | CloudMessage, str]] = [
     (Attached(position=2), "ids"),
     (Evicted(), "ids"),
     (Heartbeat(nonce=1), "ids"),
+    (Heartbeat(nonce=1, reply_bytes=3, wants_figures=True, wants_tiers=True), "ids"),
+    (
+        Pong(
+            nonce=1,
+            padding=b"abc",
+            tiers=(
+                Tier(role="edge server", first=1, last=2, round_trip=0.5, sessions=3),
+                Tier(address="c:1", last=3, ok=False, error="away"),
+            ),
+        ),
+        "ids",
+    ),
     (
         Welcome(
             protocol_minor=0,

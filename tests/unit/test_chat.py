@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tests.terminal import screen
+from typer.testing import CliRunner
 
 from collm.cli.chat_commands import HELP, Commands
 from collm.cli.chat_prompt import CommandCompleter, is_whole, unfenced
 from collm.cli.chat_show import ChatPrinter, moved, tally_line
 from collm.cli.chat_state import Conversation, changed
+from collm.cli.main import app
 from collm.cli.show import Palette
 from collm.config import Generation
 from collm.errors import CollmError, LinkError, PromptError, ProtocolError, Refused, UsageError
@@ -91,13 +93,21 @@ def test_turns_retries_and_undo() -> None:
     again = run.run("/retry")
     assert (again.ask, again.is_retry, len(chat.turns)) == ("two", True, 2)
     assert "greedy: the same again" in out.getvalue()
-    chat.asked("two")
-    chat.retries = 1
+    chat.asked("two", is_retry=True)
     assert chat.settings().sampling.seed == 0  # greedy: a seed changes nothing
     chat.set("temperature", "0.5")
     assert chat.settings().sampling.seed == 1
-    chat.answered("", None)  # it failed: as if it had not been asked
-    assert [turn["content"] for turn in chat.turns] == ["one", "ONE"]
+    chat.answered("", None)  # it failed: what it was to replace is back
+    assert [turn["content"] for turn in chat.turns] == ["one", "ONE", "two", "TWO"]
+    chat.asked("three")
+    chat.answered("", None)  # as if it had not been asked
+    assert [turn["content"] for turn in chat.turns] == ["one", "ONE", "two", "TWO"]
+    run.run("/retry")
+    chat.asked("two", is_retry=True)
+    assert chat.settings().sampling.seed == 1  # the one that failed does not count
+    chat.answered("2", None)
+    assert [turn["content"] for turn in chat.turns] == ["one", "ONE", "two", "2"]
+    run.run("/undo")
     run.run("/undo")
     assert chat.turns == []
     assert run.run("/bye").leave
@@ -223,7 +233,8 @@ def serving(
             self._send(200 if self.path in known else 404, json.dumps(known.get(self.path, {})))
 
         def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body | {"authorization": self.headers["Authorization"]})
             told = [one if isinstance(one, str) else json.dumps(one) for one in chunks]
             if status != 200:
                 self._send(status, told[0])
@@ -268,7 +279,8 @@ def test_another_server_is_asked_in_plain_words_only() -> None:
         said = list(talker.say([{"role": "user", "content": "hi"}], Generation(), CHOSEN))
         talker.close()
     assert [one.text for one in said] == ["Hel", "lo"]
-    assert set(asked[0]) == {"model", "messages", "stream", "stream_options", "temperature"}
+    named = {"model", "messages", "stream", "stream_options", "temperature"}
+    assert set(asked[0]) - {"authorization"} == named
     assert talker.modes == ()
     assert talker.tally is not None
     assert (talker.tally.tokens, talker.tally.prompt_tokens) == (2, 5)
@@ -325,5 +337,27 @@ def test_what_servers_refuse_is_one_line(
 def test_a_key_does_not_travel_in_the_clear() -> None:
     with pytest.raises(UsageError, match="would travel unencrypted"):
         ServerTalker("http://192.0.2.1:8000", key="secret-key")
-    with pytest.raises(UsageError, match="expected a URL"):
-        ServerTalker("192.0.2.1:8000")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["192.0.2.1:8000", "http://[", "http://[::1", "http://a:port", "http://a:99999", "http://a b"],
+)
+def test_an_address_that_is_none_is_one_line(url: str) -> None:
+    ran = CliRunner().invoke(app, ["chat", "--server", url, "hello"])
+    assert isinstance(ran.exception, UsageError)
+    assert str(ran.exception) == f"{url!r}: expected a URL such as http://127.0.0.1:8000"
+
+
+def test_with_a_server_one_word_is_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLLM_TOKEN", "the-clouds-token")
+    with serving([delta("Blue.")]) as (url, asked):
+        for words in (["--server", url, "Why?"], [url, "Why?"], [url, "Why?", "--model", "m"]):
+            ran = CliRunner().invoke(app, ["chat", *words])
+            assert (ran.exit_code, ran.stdout.strip()) == (0, "Blue."), ran.exception
+        both = CliRunner().invoke(app, ["chat", "my-model", "Why?", "--server", url])
+        assert isinstance(both.exception, UsageError)
+        assert "my-model: with --server there is no artifact" in str(both.exception)
+    assert [one["messages"][-1]["content"] for one in asked] == ["Why?"] * 3
+    # That token is for a cloud, and for nobody else.
+    assert [one["authorization"] for one in asked] == [None] * 3

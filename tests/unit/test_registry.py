@@ -92,12 +92,28 @@ def test_files_of_other_make_are_not_believed(folder: Path) -> None:
     with registered(kind="cloud", address="a:1"):
         (path,) = folder.glob("*.json")
         data = json.loads(path.read_text())
-        for wrong in ({"address": 3}, {"address": "a\x1b[31m"}, {"pid": "1"}, {"new": 1}):
+        for wrong in ({"address": 3}, {"address": "a\x1b[31m"}, {"pid": "1"}):
             (folder / "x.json").write_text(json.dumps(data | wrong))
             assert len(running()) == 1
         for text in ("", "[]", "{", "null"):
             (folder / "x.json").write_text(text)
             assert len(running()) == 1
+
+
+def test_another_version_is_listed_and_nothing_of_the_living_removed(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    with registered(kind="cloud", address="127.0.0.1:7"):
+        (path,) = folder.glob("*.json")
+        socket = path.with_suffix(".sock")
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps(data | {"colour": "blue", "version": "9.9"}))
+        assert "127.0.0.1:7" in CliRunner().invoke(app, ["ps"]).stdout
+        path.write_text(json.dumps({"in": "another form"}))
+        (folder / f"{gone.pid}-abcdef.json").write_text("of the dead")
+        assert "nothing of CoLLM runs here" in CliRunner().invoke(app, ["ps"]).stdout
+        assert path.exists() and socket.exists()
+        assert not (folder / f"{gone.pid}-abcdef.json").exists()
 
 
 def test_a_machine_without_a_place_for_it(
@@ -183,8 +199,10 @@ def test_metrics_over_tcp_want_their_token(tmp_path: Path) -> None:
         assert json.loads(ran.stdout)["tokens_rate"] == 0.0
     with pytest.raises(Unreachable, match="nobody answers"):
         read_samples(Source(where))
-    with pytest.raises(UsageError, match="expected HOST:PORT"):
-        Source("http://")
+    for wrong in ("http://", "http://[", "[::1", "a:99999", "ftp://a"):
+        ran = CliRunner().invoke(app, ["top", wrong, "--once"])
+        assert isinstance(ran.exception, UsageError)
+        assert f"{wrong}': expected HOST:PORT, or a URL such as" in str(ran.exception)
 
 
 def test_top_finds_what_runs_here_and_outlives_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 from collm.errors import ContextFull, LinkError, ProtocolError, Refused
 from collm.limits import Limits
 from collm.wire.encoding import decode_cloud, encode
-from collm.wire.handshake import check_hello, refusal_for
+from collm.wire.handshake import check_hello, hello_of, refusal_for
 from collm.wire.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, REFUSAL_CODES, Hello
 
 GOOD = Hello(
@@ -75,3 +75,9 @@ def test_every_error_becomes_a_refusal_that_arrives(error: Any, code: str) -> No
     assert refusal.code == code
     assert refusal.code in REFUSAL_CODES
     assert decode_cloud(encode(refusal), Limits()) == refusal
+
+
+def test_a_cloud_of_1_5_takes_a_client_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 1.6 brought is in no session."""
+    monkeypatch.setattr("collm.wire.handshake.PROTOCOL_MINOR", 5)
+    check(hello_of("collm", GOOD.fingerprint, GOOD.cut, GOOD.wire_format))

@@ -37,6 +37,7 @@ from collm.wire.messages import (
     Verify,
     Welcome,
 )
+from collm.wire.tiers import Tier, fitted
 
 LIMITS = Limits()
 HIDDEN = 8
@@ -79,6 +80,7 @@ CLIENT: list[ClientMessage] = [
     Attach(session_id="5e55104", epoch=3, position=7),
     Heartbeat(nonce=2**64 - 1),
     Heartbeat(nonce=1, padding=b"abc", reply_bytes=5, wants_figures=True),
+    Heartbeat(nonce=1, wants_tiers=True),
     Bye(),
 ]
 WELCOME = Welcome(
@@ -97,6 +99,11 @@ VERDICT = Verdict(
     logprob=-0.1,
     cloud_seconds=0.01,
     logprobs_accepted=(-0.5, -1e-9),
+)
+TIERS = (
+    Tier(role="edge server", first=10, last=20, round_trip=0.0, sessions=0),
+    Tier(address="wölke:50051", last=30, ok=False, error="killed"),
+    Tier(address="x" * 200, ok=False, error="not known"),
 )
 TOKEN = Token(epoch=1, position=12, token_id=3, logprob=-2.5, cloud_seconds=0.0)
 SCORED = Scored(
@@ -124,6 +131,7 @@ CLOUD: list[CloudMessage] = [
     replace(TOKEN, alternatives=PLACES[0]),
     Finished(epoch=1, reason="stop"),
     Pong(nonce=5),
+    Pong(nonce=5, tiers=TIERS),
     Refusal(code="busy", reason="all 64 sessions are taken; try again later"),
 ]
 
@@ -347,3 +355,12 @@ def test_fields_of_a_newer_minor_version_are_ignored() -> None:
     crop = pb.Crop(epoch=1, position=2).SerializeToString() + b"\xfa\x01\x03new"
     frame = b"\x2a" + bytes([len(crop)]) + crop
     assert decode(frame) == Crop(epoch=1, position=2)
+
+
+def test_what_a_server_tells_of_others_fits_the_wire() -> None:
+    """However long, many, or foreign it is."""
+    strange = Tier(address="ä\x1b\n" * 300, error="\ud800 \t gone " * 100, ok=False)
+    sent = fitted((replace(strange, ok=True), *[strange] * 20), LIMITS)
+    assert decode_cloud(encode(Pong(nonce=1, tiers=sent)), LIMITS) == Pong(nonce=1, tiers=sent)
+    assert len(sent) == LIMITS.max_tiers and sent[0].address.startswith("ä? ä? ")
+    assert sent[0].error.startswith("? gone ? gone")

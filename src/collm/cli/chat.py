@@ -58,7 +58,7 @@ def chat_command(
         str | None,
         typer.Argument(
             help="The artifact folder, or addresses to fetch what is needed from, or the URL of a "
-            "server; default: the collm serve that runs here.",
+            "server; default: the collm serve that runs here. With --server it is the question.",
             metavar="[ARTIFACT|URL]",
             autocompletion=complete_names,
         ),
@@ -141,13 +141,23 @@ def chat_command(
             repetition_penalty=repetition_penalty,
         ),
     )
-    security = client_security(ca, cert, key, token_file, environment=server is None)
+    if server is not None:
+        if artifact is not None and prompt is not None:
+            raise UsageError(
+                f"{artifact[:80]}: with --server there is no artifact; name one of the two, and "
+                "quote the question"
+            )
+        if artifact is not None:
+            artifact, prompt = None, artifact
+    security = client_security(ca, cert, key, token_file)
+    # $COLLM_TOKEN is a cloud's: no server is to see it.
+    token = client_security(ca, cert, key, token_file, environment=False).token
     given = {name.replace("_", "-") for name in given_options(context)}
     url = server or (_running_server() if artifact is None else None)
     with ExitStack() as stack:
         talker: Talker | None = None
         if url is not None or is_source(artifact or ""):
-            talker = _server(url or artifact or "", model, security.token, ca, strict=bool(url))
+            talker = _server(url or artifact or "", model, token, ca, strict=bool(url))
             if isinstance(talker, ServerTalker):
                 stack.callback(talker.close)
         if talker is None:
@@ -294,9 +304,8 @@ class _Chat:
 
     def _answer(self, text: str, *, is_retry: bool = False) -> None:
         """Have it answered, and printed. Raises CollmError, and then it was never asked."""
-        chat, talker, retries = self._chat, self._talker, self._chat.retries
-        chat.asked(text)
-        chat.retries = retries if is_retry else 0
+        chat, talker = self._chat, self._talker
+        chat.asked(text, is_retry=is_retry)
         printer = ChatPrinter(self._console, Palette(talker.exits))
         certain: list[str] = []
         was_broken_off = False

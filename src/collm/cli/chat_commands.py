@@ -145,11 +145,9 @@ class Commands:
         self._say("dim and slanted: written while the cloud was away, and not verified")
 
     def _retry(self, _rest: str) -> Next:
-        retries = self._chat.retries
-        asked = self._chat.undo()
+        asked = self._chat.retry()
         if asked is None:
             raise PromptError("nothing to answer again")
-        self._chat.retries = retries + 1
         is_told = "temperature" in self._chat.chosen or not self._talker.has_defaults
         if is_told and not self._chat.generation.sampling.temperature:
             self._say("greedy: the same again; /set temperature 0.7 makes another")

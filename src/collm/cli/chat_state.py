@@ -96,6 +96,8 @@ class Conversation:
     tallies: list[Tally] = field(default_factory=list)
     retries: int = 0
     """Of the last turn."""
+    taken_back: list[dict[str, str]] = field(default_factory=list)
+    """What a retry that is under way is to replace."""
 
     def messages(self) -> list[Message]:
         """As a talker takes them."""
@@ -110,19 +112,37 @@ class Conversation:
         self.generation = changed(self.generation, name, text)
         self.chosen.add(name.replace("_", "-"))
 
-    def asked(self, text: str) -> None:
-        """A new turn of the user's."""
+    def asked(self, text: str, *, is_retry: bool = False) -> None:
+        """A new turn of the user's, or the one that `retry` gave."""
         self.turns.append({"role": "user", "content": text})
-        self.retries = 0
+        if not is_retry:
+            self.retries = 0
+            self.taken_back = []
 
     def answered(self, text: str, tally: Tally | None) -> None:
-        """The answer to it; without a text the turn is as if it had not been."""
+        """The answer to it; without a text the turn is as if it had not been.
+
+        Where it was a retry, what it was to replace is back.
+        """
         if tally is not None:
             self.tallies.append(tally)
         if text:
             self.turns.append({"role": "assistant", "content": text})
         elif self.turns:
             self.turns.pop()
+            if self.taken_back:
+                self.turns.extend(self.taken_back)
+                self.retries -= 1
+        self.taken_back = []
+
+    def retry(self) -> str | None:
+        """As `undo`, until there is another answer: `answered` without a text brings it back."""
+        before, retries = list(self.turns), self.retries
+        asked = self.undo()
+        if asked is not None:
+            self.taken_back = before[len(self.turns) :]
+            self.retries = retries + 1
+        return asked
 
     def undo(self) -> str | None:
         """Take the last turn back; what the user said in it. None where there is none."""

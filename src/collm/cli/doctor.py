@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +71,8 @@ def doctor_command(
         artifact=artifact,
         cloud=cloud,
         security=security,
+        # $COLLM_TOKEN is a cloud's, and so is --token-file where there is one.
+        others=client_security(ca, cert, key, None if cloud else token_file, environment=False),
         server=server,
         artifacts=artifacts,
         placement=layers,
@@ -100,6 +102,7 @@ def _findings(
     artifact: Path | None,
     cloud: str | None,
     security: ClientSecurity,
+    others: ClientSecurity,
     server: str | None,
     artifacts: str | None,
     placement: int | None,
@@ -138,8 +141,6 @@ def _findings(
     for address in (cloud or "").split(","):
         if address and address != "spawn":
             yield from check_cloud(address.strip(), security, opened, placement=placement)
-    # The token is the cloud's, unless nothing but a server was named.
-    others = security if not cloud else replace(security, token="")
     if server:
         yield from check_server(server.rstrip("/"), others)
     if artifacts:

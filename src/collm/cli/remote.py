@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from collm.cli.progress import byte_bar
 from collm.errors import UsageError
-from collm.link.address import parse_address
+from collm.link.address import parse_address, split_url
 from collm.link.credentials import ClientSecurity
 from collm.link.source_address import is_source
 from collm.model.artifact import Artifact
@@ -77,7 +76,7 @@ def open_artifact(
     addresses = source_addresses(text)
     choose = placed_choice(mode, placement, exits)
     clouds = {_host(address) for address in (cloud or "").split(",")}
-    if not {urlsplit(address).hostname for address in addresses} <= clouds:
+    if not {split_url(address).hostname for address in addresses} <= clouds:
         security = replace(security, token="")
     pulled = pull_shown(addresses, choose, PullSettings(security=security))
     return Artifact(pulled.folder, fetch=pulled.fetch)

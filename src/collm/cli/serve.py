@@ -248,7 +248,10 @@ def _bracketed(host: str) -> str:
 
 def _origin(text: str) -> str:
     """An origin as browsers send it. Raises UsageError."""
-    found = urlsplit(text)
+    try:
+        found = urlsplit(text)
+    except ValueError:
+        found = urlsplit("")
     if text != "*" and (not found.scheme or not found.netloc or text.count("/") != 2):
         raise UsageError(
             f"--cors {text[:80]!r}: expected a site such as https://chat.example, or *"

@@ -10,6 +10,9 @@ import ipaddress
 import re
 import socket
 from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from collm.errors import UsageError, one_line
 
 _ADDRESS: Final = re.compile(
     r"(?P<host>[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253})|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]+)?\])"
@@ -32,6 +35,18 @@ def parse_address(text: str, *, any_port: bool = False) -> tuple[str, int]:
     return match["host"], port
 
 
+def split_url(text: str, expected: str = "a URL such as http://127.0.0.1:8000") -> SplitResult:
+    """An http or https address in its parts, with a sound port if any. Raises UsageError."""
+    try:
+        parts = urlsplit(text)
+        is_sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port that is no number, …
+        is_sound = None
+    if not is_sound or not text.isprintable() or " " in text:
+        raise UsageError(f"{one_line(text, 80)!r}: expected {expected}")
+    return parts
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on `host`, as `parse_address` gives it.
 
@@ -44,6 +59,6 @@ def is_loopback(host: str) -> bool:
         pass
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(text, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # also what no name can be
         return False
     return bool(found) and all(ipaddress.ip_address(one).is_loopback for one in found)

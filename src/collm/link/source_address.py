@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from collm.errors import UsageError
-from collm.link.address import is_loopback
+from collm.link.address import is_loopback, split_url
 from collm.link.credentials import ClientSecurity
 
 
@@ -30,11 +30,8 @@ def origin(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        is_sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_sound = None
-    if not is_sound or parts.username or parts.query or parts.fragment or not url.isprintable():
-        raise UsageError(f"{url[:80]!r}: expected http://HOST:PORT or https://HOST/FOLDER")
+    expected = "http://HOST:PORT or https://HOST/FOLDER"
+    parts = split_url(url, expected)
+    if parts.username or parts.query or parts.fragment:
+        raise UsageError(f"{url[:80]!r}: expected {expected}")
     return parts

@@ -1,4 +1,4 @@
-"""Whether the cloud is there, and how far away: looked at now and then in the background."""
+"""Whether the cloud is there, how far away, and who is above it: looked at now and then."""
 
 from __future__ import annotations
 
@@ -6,32 +6,39 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collm.errors import CollmError, one_line
 from collm.limits import Limits
 from collm.link.base import Closing, Link
 from collm.link.dialer import Dialer
-from collm.session.probing import probe
+from collm.session.probing import look
+from collm.wire.tiers import Tier, away, unreached
 
 logger = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 2.0
 _ASKED_SECONDS = 10.0
 """Nobody looks at a health that nobody asks for."""
-_TRIPS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CloudHealth:
-    """The cloud as last seen."""
+    """The cloud, or edge server, as last seen, and those above it as it saw them last."""
 
-    address: str
-    ok: bool
-    rtt_seconds: float | None = None
-    sessions: int | None = None
-    """That it holds; None: it does not say."""
-    error: str = ""
+    tiers: tuple[Tier, ...]
+    """The nearest first; there is at least one."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of them can be reached: it takes them all to serve."""
+        return away(self.tiers) is None
+
+    @property
+    def fault(self) -> str:
+        """Who is away, and why; empty: nobody."""
+        gone = away(self.tiers)
+        return "" if gone is None else f"the {gone.role} {gone.address} is away: {gone.error}"
 
 
 class HealthWatch(Closing):
@@ -41,7 +48,9 @@ class HealthWatch(Closing):
         self._connect = connect
         self._limits = limits
         self._address = ", ".join(connect.addresses) if isinstance(connect, Dialer) else ""
-        self._latest = CloudHealth(address=self._address, ok=False, error="not looked at yet")
+        self._latest = CloudHealth(
+            (Tier(address=self._address, ok=False, error="not looked at yet"),)
+        )
         self._asked_at = time.monotonic()
         self._done = threading.Event()
         self._asked = threading.Event()
@@ -77,15 +86,10 @@ class HealthWatch(Closing):
 
     def _look(self) -> CloudHealth:
         try:
-            found = probe(self._connect, count=_TRIPS, budget=0.0, limits=self._limits)
+            return CloudHealth(look(self._connect, self._limits))
         except Exception as error:  # whatever it is: a watch that ends says ok for ever
-            said = one_line(error)
-            if not isinstance(error, CollmError) and said != self._latest.error:
+            said, (head, *above) = one_line(error), self._latest.tiers
+            if not isinstance(error, CollmError) and said != head.error:
                 logger.exception("the cloud's health cannot be looked at")
-            return CloudHealth(address=self._address, ok=False, error=said)
-        return CloudHealth(
-            address=self._address,
-            ok=True,
-            rtt_seconds=found.link.round_trip,
-            sessions=found.cloud.sessions,
-        )
+            head = replace(head, address=self._address)  # all of them were tried
+            return CloudHealth(unreached((head, *above), said))

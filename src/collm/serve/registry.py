@@ -6,7 +6,8 @@
     RUNTIME/processes/PID-RANDOM.sock     its /metrics, for this user alone
 
 A server says `with registered(kind="cloud", address=…, artifact=…):`; `collm ps` and `collm top`
-read. A file whose process is gone (by number and start time) is removed by whoever reads.
+read. A file whose process is gone (by number and start time) is removed by whoever reads; one that
+cannot be read, such as another version's, stays as long as a process of its number lives.
 
 Not covered: processes of other users, and in other containers.
 """
@@ -21,7 +22,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,20 +155,32 @@ def running() -> list[Running]:
         if one is not None and one.process() is not None:
             found.append(one)
             continue
+        if one is None and not _is_of_the_dead(path):
+            continue
         for left in (path, path.with_suffix(".sock")):
             with suppress(OSError):
                 left.unlink()
     return sorted(found, key=lambda one: one.started)
 
 
+def _is_of_the_dead(path: Path) -> bool:
+    """By the number in the file's name, as nothing in it counts."""
+    number = path.name.partition("-")[0]
+    return number.isascii() and number.isdigit() and not psutil.pid_exists(int(number))
+
+
 def _read(path: Path) -> Running | None:
-    """None for what cannot be read, or has been written by something else."""
+    """None for what cannot be read, or has been written by something else.
+
+    Fields that this version does not know are let be: another version's process is listed, too.
+    """
+    names = {field.name for field in fields(Running)}
     try:
         with path.open("rb") as file:
             data = json.loads(file.read(_MOST_BYTES))
-        known = Running(**data)
+        known = Running(**{name: value for name, value in data.items() if name in names})
         same = {name: type(value) for name, value in asdict(known).items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     fits = all(
         one in (int, float) if name in ("started", "pid", "first", "last", "layers") else one is str

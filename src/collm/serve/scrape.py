@@ -8,15 +8,16 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from collm.errors import LinkError, ProtocolError, Refused, Unreachable, UsageError, one_line
+from collm.errors import LinkError, ProtocolError, Refused, Unreachable, one_line
 from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link.address import split_url
 
 _MOST_BYTES = 4 * 2**20
 _OURS = "collm_"
+_EXPECTED = "HOST:PORT, or a URL such as http://127.0.0.1:8000/metrics"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,8 @@ class Source:
     """PEM: trusted instead of the system's authorities, for https."""
 
     def __post_init__(self) -> None:
-        if not self.is_socket and not urlsplit(self.url).hostname:
-            raise UsageError(
-                f"{one_line(self.address, 80)!r}: expected HOST:PORT, or a URL such as "
-                "http://127.0.0.1:8000/metrics"
-            )
+        if not self.is_socket:
+            split_url(self._full, _EXPECTED)
 
     @property
     def is_socket(self) -> bool:
@@ -44,9 +42,12 @@ class Source:
     @property
     def url(self) -> str:
         """With its path."""
-        text = self.address if "://" in self.address else f"http://{self.address}"
-        parts = urlsplit(text)
-        return text if parts.path not in ("", "/") else f"{text.rstrip('/')}/metrics"
+        has_path = split_url(self._full, _EXPECTED).path not in ("", "/")
+        return self._full if has_path else f"{self._full.rstrip('/')}/metrics"
+
+    @property
+    def _full(self) -> str:
+        return self.address if "://" in self.address else f"http://{self.address}"
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,8 @@ class _SocketConnection(http.client.HTTPConnection):
 def _connection(source: Source, timeout: float) -> http.client.HTTPConnection:
     if source.is_socket:
         return _SocketConnection(source.address, timeout)
-    parts = urlsplit(source.url)
-    host = parts.hostname or ""
-    try:
-        port = parts.port
-    except ValueError:
-        raise UsageError(f"{source.address}: the port is not 1 to 65535") from None
+    parts = split_url(source.url, _EXPECTED)
+    host, port = parts.hostname or "", parts.port
     if parts.scheme == "https":
         context = ssl.create_default_context(cafile=source.ca)
         return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
@@ -169,7 +166,7 @@ def _connection(source: Source, timeout: float) -> http.client.HTTPConnection:
 
 def _fetched(source: Source, limits: Limits) -> str:
     headers = {"Authorization": f"Bearer {source.token}"} if source.token else {}
-    path = "/metrics" if source.is_socket else urlsplit(source.url).path
+    path = "/metrics" if source.is_socket else split_url(source.url, _EXPECTED).path
     connection = _connection(source, limits.probe_seconds)
     try:
         connection.request("GET", path, headers=headers)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -23,7 +22,7 @@ from collm.errors import (
     one_line,
 )
 from collm.limits import DEFAULT_LIMITS, Limits
-from collm.link.address import is_loopback
+from collm.link.address import is_loopback, split_url
 from collm.serve.talk import Message, Said, Tally
 
 _MOST_LINE_BYTES = 2**20
@@ -48,10 +47,9 @@ class ServerTalker:
         ca: Path | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{one_line(url, 80)!r}: expected a URL such as http://127.0.0.1:8000")
-        if key and parts.scheme == "http" and not is_loopback(parts.hostname):
+        parts = split_url(url)
+        host = parts.hostname or ""
+        if key and parts.scheme == "http" and not is_loopback(host):
             raise UsageError(f"{url}: the token would travel unencrypted; use an https:// address")
         self._url = url.rstrip("/").removesuffix("/v1")
         patience = limits.verdict_seconds + limits.resume_seconds
@@ -59,7 +57,7 @@ class ServerTalker:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(patience, connect=limits.connect_seconds),
             verify=ssl.create_default_context(cafile=ca) if ca is not None else True,
-            trust_env=not is_loopback(parts.hostname),
+            trust_env=not is_loopback(host),
         )
         self.tally: Tally | None = None
         try:

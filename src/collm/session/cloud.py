@@ -49,6 +49,7 @@ from collm.wire.messages import (
     Verify,
     Welcome,
 )
+from collm.wire.tiers import Tier, fitted
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,11 @@ class CloudService:
 
     def check_ready(self) -> None:
         """Raises Refused where nobody could be served now."""
+
+    def tiers(self) -> tuple[Tier, ...]:
+        """This server, and those above it as they were last seen. Never waits."""
+        layers = self.stage.layers
+        return (Tier(first=layers.start, last=layers.stop, sessions=len(self.sessions)),)
 
     def take_turn(self) -> None:
         """Wait as long as a session that has something to compute; the server's turns do, here."""
@@ -140,7 +146,8 @@ class CloudConversation:
             return
         if isinstance(message, Heartbeat):
             if held is None:  # who asks before a session wants to know whether to begin one
-                self._service.check_ready()
+                if not message.wants_tiers:  # which tell it
+                    self._service.check_ready()
                 self._service.take_turn()
             yield from self._pong(message)
             return
@@ -254,7 +261,9 @@ class CloudConversation:
                 costs=service.costs.told(limits.max_cost_entries),
             )
         padding = bytes(heartbeat.reply_bytes)
-        yield encode(Pong(nonce=heartbeat.nonce, padding=padding, figures=figures))
+        tiers = fitted(service.tiers(), limits) if heartbeat.wants_tiers else ()
+        pong = Pong(nonce=heartbeat.nonce, padding=padding, figures=figures, tiers=tiers)
+        yield encode(pong)
 
     def _attach(self, held: HeldSession, message: Attach) -> Attached:
         found = held

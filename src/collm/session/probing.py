@@ -5,7 +5,8 @@ timed, never longer than a budget; and what the cloud says of itself. An older c
 the bare nonce: then the rate down and the cloud's own figures stay unknown.
 
 `probe` measures once, `Prober` goes on in the background of an edge that runs, for about a
-hundredth of the link. Heartbeats need no session, but pass the same guard as sessions do.
+hundredth of the link. `look` asks only who is there, and above. Heartbeats need no session, but
+pass the same guard as sessions do.
 
 Not covered: links whose rate changes within a second; losses (seen as jitter).
 """
@@ -22,10 +23,12 @@ from collm.config import Sampling
 from collm.errors import LinkError, LinkTimeout, ProtocolError, Refused
 from collm.limits import DEFAULT_LIMITS, Limits
 from collm.link.base import Closing, Link
+from collm.link.dialer import Dialer
 from collm.policy.profiles import CloudProfile, LinkProfile, RowCost
 from collm.session.client import CloudClient
 from collm.wire.encoding import decode_cloud, encode
 from collm.wire.messages import Figures, Heartbeat, Pong, Refusal
+from collm.wire.tiers import Tier, met
 
 _BUDGET_SECONDS = 2.0
 _LONG_SECONDS = 0.12
@@ -36,6 +39,7 @@ _PATIENCE_SECONDS = 1.5
 _GROWTH = 4
 _GENERATED = 24
 _ASKED = 6
+_TIERS = Heartbeat(nonce=0, wants_tiers=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,27 @@ def probe(
         # What it wrote has told it how fast it is at the moment.
         cloud = replace(cloud_profile(beats.figures()), token_seconds=seconds)
     return replace(found, cloud=cloud, link=replace(found.link, round_seconds=beside))
+
+
+def look(connect: Callable[[], Link], limits: Limits, *, count: int = 3) -> tuple[Tier, ...]:
+    """Who is there, and above it as that one saw it last; the median of so many round trips.
+
+    A cloud of before 1.6 tells of itself alone. Raises as `probe` does, for the nearest only.
+    """
+    address, link = connect.dial(None) if isinstance(connect, Dialer) else ("", connect())
+    with link:
+        beats = _Heartbeats(link, limits)
+        _, pong = beats.ask(_TIERS)  # the first one of a link waits for more than the others
+        trip = statistics.median(beats.ask(_TIERS)[0] for _ in range(count))
+        tiers = pong.tiers
+        if not tiers:
+            figures = beats.ask(Heartbeat(nonce=0, wants_figures=True))[1].figures
+            tiers = (
+                Tier()
+                if figures is None
+                else Tier(last=figures.model_layers, sessions=figures.sessions),
+            )
+    return met(tiers, address, trip)
 
 
 def session_seconds(
@@ -192,10 +217,10 @@ class _Heartbeats:
     def measure(self, count: int, budget: float, most: int | None = None) -> Probed:
         """Trips, rates and figures. most: bytes that one way may be loaded with; None: any."""
         until = time.perf_counter() + budget
-        self._beat()  # the first one of a link waits for more than the others
+        self.ask()  # the first one of a link waits for more than the others
         cpu, trips = time.process_time(), []
         for _ in range(max(1, count)):
-            trips.append(self._beat()[0])
+            trips.append(self.ask()[0])
             if len(trips) >= 3 and time.perf_counter() > until - budget / 2:
                 break
         cpu = (time.process_time() - cpu) / len(trips)
@@ -219,9 +244,9 @@ class _Heartbeats:
             if time.perf_counter() + trip + 8 * size / (rate or 1e6) > until:
                 break
             if up:
-                seconds, _ = self._beat(Heartbeat(nonce=0, padding=bytes(size)))
+                seconds, _ = self.ask(Heartbeat(nonce=0, padding=bytes(size)))
             else:
-                seconds, pong = self._beat(Heartbeat(nonce=0, reply_bytes=size))
+                seconds, pong = self.ask(Heartbeat(nonce=0, reply_bytes=size))
                 if len(pong.padding) != size:
                     return 0.0  # an older cloud
             more = seconds - trip
@@ -236,12 +261,12 @@ class _Heartbeats:
         """What the cloud says; where somebody else makes it measure, a little later."""
         deadline = time.perf_counter() + min(_PATIENCE_SECONDS, self._limits.probe_seconds)
         while True:
-            _, pong = self._beat(Heartbeat(nonce=0, wants_figures=True))
+            _, pong = self.ask(Heartbeat(nonce=0, wants_figures=True))
             is_told = pong.figures is None or pong.figures.costs
             if is_told or time.perf_counter() + 0.2 > deadline or self._done.wait(0.2):
                 return pong.figures
 
-    def _beat(self, heartbeat: Heartbeat | None = None) -> tuple[float, Pong]:
+    def ask(self, heartbeat: Heartbeat | None = None) -> tuple[float, Pong]:
         """Seconds until the answer, and the answer."""
         self._nonce += 1
         frame = encode(replace(heartbeat or Heartbeat(nonce=0), nonce=self._nonce))

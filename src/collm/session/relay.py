@@ -51,6 +51,7 @@ from collm.wire.messages import (
     Verdict,
     Verify,
 )
+from collm.wire.tiers import Tier
 
 T = TypeVar("T")
 
@@ -85,6 +86,10 @@ class RelayService(CloudService):
         fault, seconds = self.above.fault, self.limits.retry_seconds
         if fault is not None:
             raise Refused("busy", f"the cloud above is gone: {fault}", retry_seconds=seconds)
+
+    def tiers(self) -> tuple[Tier, ...]:
+        """This server, the cloud above it, and what that one told."""
+        return replace(super().tiers()[0], role="edge server"), *self.above.tiers
 
     def take_turn(self) -> None:
         """Wait as long as a session that has something to compute."""

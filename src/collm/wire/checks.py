@@ -55,11 +55,12 @@ def seconds(name: str, value: float) -> float:
     return value
 
 
-def text(name: str, value: str, limits: Limits) -> str:
-    """`value` if it is short enough and printable."""
+def text(name: str, value: str, limits: Limits, most: int | None = None) -> str:
+    """`value` if it is short enough and printable. most: bytes; None: as much as any string."""
+    most = limits.max_text_bytes if most is None else most
     # Characters first: encoding takes memory of its own.
-    if len(value) > limits.max_text_bytes or len(value.encode()) > limits.max_text_bytes:
-        raise ProtocolError(f"{name} is longer than {limits.max_text_bytes} bytes")
+    if len(value) > most or len(value.encode()) > most:
+        raise ProtocolError(f"{name} is longer than {most} bytes")
     if not value.isprintable():
         raise ProtocolError(f"{name} has characters that cannot be printed")
     return value

@@ -47,6 +47,7 @@ from collm.wire.messages import (
     Welcome,
 )
 from collm.wire.seal import check_seal, has_seal
+from collm.wire.tiers import tiers_of
 
 _MOST_VERSION: Final = 10_000
 
@@ -198,13 +199,15 @@ def _heartbeat(body: pb.Heartbeat, limits: Limits) -> Heartbeat:
         padding=body.padding,
         reply_bytes=checks.bounded("reply bytes", body.reply_bytes, limits.max_padding_bytes),
         wants_figures=body.wants_figures,
+        wants_tiers=body.wants_tiers,
     )
 
 
 def _pong(body: pb.Pong, limits: Limits) -> Pong:
     checks.bounded("padding", len(body.padding), limits.max_padding_bytes)
     figures = _figures(body.figures, limits) if body.HasField("figures") else None
-    return Pong(nonce=body.nonce, padding=body.padding, figures=figures)
+    tiers = tiers_of(body, limits)
+    return Pong(nonce=body.nonce, padding=body.padding, figures=figures, tiers=tiers)
 
 
 def _figures(body: pb.Figures, limits: Limits) -> Figures:

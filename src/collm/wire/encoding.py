@@ -42,6 +42,7 @@ from collm.wire.messages import (
     Welcome,
 )
 from collm.wire.seal import sealed
+from collm.wire.tiers import tier_fields
 
 __all__ = ["decode_client", "decode_cloud", "encode", "encode_append"]
 
@@ -194,4 +195,9 @@ def _pong(message: Pong) -> pb.Pong:
     if message.figures is not None:
         costs = [pb.RowSeconds(**vars(one)) for one in message.figures.costs]
         figures = pb.Figures(**{**vars(message.figures), "costs": costs})
-    return pb.Pong(nonce=message.nonce, padding=message.padding, figures=figures)
+    return pb.Pong(
+        nonce=message.nonce,
+        padding=message.padding,
+        figures=figures,
+        tiers=[tier_fields(one) for one in message.tiers],
+    )

@@ -6,7 +6,14 @@ from collections.abc import Collection
 from typing import Final
 
 from collm.errors import CollmError, ContextFull, CorruptFrame, PromptError, ProtocolError, Refused
-from collm.wire.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, REFUSAL_CODES, Hello, Refusal
+from collm.wire.messages import (
+    HELLO_MINOR,
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    REFUSAL_CODES,
+    Hello,
+    Refusal,
+)
 
 _MOST_REASON_BYTES: Final = 1024
 
@@ -15,7 +22,7 @@ def hello_of(software: str, fingerprint: str, cut: int, wire_format: str) -> Hel
     """What a client of this software says first."""
     return Hello(
         protocol_major=PROTOCOL_MAJOR,
-        protocol_minor=PROTOCOL_MINOR,
+        protocol_minor=HELLO_MINOR,
         fingerprint=fingerprint,
         cut=cut,
         wire_format=wire_format,

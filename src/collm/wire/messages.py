@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from collm.config import Sampling
+from collm.wire.tiers import Tier
 
 PROTOCOL_MAJOR = 1
 """Both sides must have the same."""
-PROTOCOL_MINOR = 5
+PROTOCOL_MINOR = 6
 """Goes up with additions that an older peer may not know; 1 brought `Score`, 3 `Attach`, 4 `Recut`
-and exits on the way, 5 constraints and alternatives."""
+and exits on the way, 5 constraints and alternatives, 6 tiers."""
+HELLO_MINOR = 5
+"""What a client's Hello says: the newest that changed what is sent in a session. 6 brought nothing
+there, and a cloud of 5 would refuse a newer client."""
 ATTACH_MINOR = 3
 """From here on a session can be taken up again, and every frame ends with a checksum."""
 RECUT_MINOR = 4
@@ -196,6 +200,8 @@ class Heartbeat:
     reply_bytes: int = 0
     """Padding that the answer shall have."""
     wants_figures: bool = False
+    wants_tiers: bool = False
+    """An edge server answers then also while its own cloud is gone, and says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +313,8 @@ class Pong:
     padding: bytes = b""
     figures: Figures | None = None
     """Where they were wanted, and the cloud is not too old."""
+    tiers: tuple[Tier, ...] = ()
+    """The same: who answers first, then those above it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,16 +204,18 @@ class Recut(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., position: _Optional[int] = ..., cut: _Optional[int] = ..., wire_format: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("nonce", "padding", "reply_bytes", "wants_figures")
+    __slots__ = ("nonce", "padding", "reply_bytes", "wants_figures", "wants_tiers")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
     WANTS_FIGURES_FIELD_NUMBER: _ClassVar[int]
+    WANTS_TIERS_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     padding: bytes
     reply_bytes: int
     wants_figures: bool
-    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., wants_figures: _Optional[bool] = ...) -> None: ...
+    wants_tiers: bool
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ..., wants_figures: _Optional[bool] = ..., wants_tiers: _Optional[bool] = ...) -> None: ...
 
 class Bye(_message.Message):
     __slots__ = ()
@@ -316,14 +318,36 @@ class Finished(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("nonce", "padding", "figures")
+    __slots__ = ("nonce", "padding", "figures", "tiers")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     padding: bytes
     figures: Figures
-    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., figures: _Optional[_Union[Figures, _Mapping]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[Tier]
+    def __init__(self, nonce: _Optional[int] = ..., padding: _Optional[bytes] = ..., figures: _Optional[_Union[Figures, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ...) -> None: ...
+
+class Tier(_message.Message):
+    __slots__ = ("role", "address", "first", "last", "ok", "round_trip", "sessions", "error")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    OK_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    address: str
+    first: int
+    last: int
+    ok: bool
+    round_trip: float
+    sessions: int
+    error: str
+    def __init__(self, role: _Optional[str] = ..., address: _Optional[str] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., ok: _Optional[bool] = ..., round_trip: _Optional[float] = ..., sessions: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Figures(_message.Message):
     __slots__ = ("fingerprint", "model_layers", "sessions", "at_work", "costs")

@@ -72,9 +72,10 @@ class Script:
     def reset(self) -> None:
         """As at the beginning."""
         self.key = ""
-        self.cloud_ok = True
+        self.cloud_ok = self.server_ok = True
         self.busy = 0
         """How many more requests are turned away."""
+        self.mode = "verified"
         self.refuse = ""
         """Why the next requests are wrong."""
         self.bodies: list[dict[str, Any]] = []
@@ -128,6 +129,8 @@ class Script:
             counts[extra["source"]] = counts.get(extra["source"], 0) + 1
             if index == 0 and mode == "auto":
                 extra["way"] = {**_WAY, "reason": "the link is fast: drafts pay"}
+            if index % 4 == 0:
+                extra |= {"bytes_up": 2000 * (index + 1), "bytes_down": 20 * (index + 1)}
             yield _event(_chunk({"content": word}, collm=extra))
             if pause:
                 await asyncio.sleep(pause)
@@ -189,7 +192,7 @@ class Script:
         return {
             "model": MODEL,
             "version": "0.1.0",
-            "mode": "verified",
+            "mode": self.mode,
             "modes": ["auto", "verified", "threshold", "refine", "standalone", "cloud"],
             "placement": 15,
             "layers": 30,
@@ -214,11 +217,11 @@ class Script:
                     "role": "edge server",
                     "first": 15,
                     "last": 20,
-                    "ok": True,
+                    "ok": self.server_ok,
                     "address": "gateway.local:50061",
-                    "rtt_ms": 1.9,
+                    "rtt_ms": 1.9 if self.server_ok else None,
                     "sessions": 3,
-                    "error": "",
+                    "error": "" if self.server_ok else "nobody answers",
                 },
                 {
                     **cloud,

@@ -153,3 +153,37 @@ def test_everything_comes_from_the_server_itself(
     context.close()
     assert all(url.startswith(server[0]) for url in asked)
     assert not said
+
+
+def test_where_the_browser_keeps_nothing_the_page_still_answers(
+    browser: Browser, server: tuple[str, Script], script: Script
+) -> None:
+    """Blocked site data: the very names of the storages throw."""
+    context = browser.new_context()
+    context.add_init_script(
+        "for (const name of ['localStorage', 'sessionStorage', 'indexedDB'])"
+        "  Object.defineProperty(window, name, {get() {"
+        "    throw new DOMException('The operation is insecure.', 'SecurityError'); }});"
+    )
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server[0])
+    expect(page.locator("#notice")).to_contain_text("does not keep conversations")
+    script.key = "open sesame"
+    ask(page, SKY)
+    page.get_by_label("This server wants an API key.").fill("open sesame")
+    page.get_by_role("button", name="Use it").click()
+    finished(page)
+    expect(page.locator(".answer .text")).to_contain_text("Rayleigh")
+    theme = page.get_by_role("button", name="Theme")
+    theme.click()
+    theme.click()
+    expect(theme).to_have_text("Theme: dark")
+    page.keyboard.press("Control+.")
+    expect(page.locator("#panel")).to_be_hidden()
+    page.get_by_role("button", name="New conversation").click()
+    page.locator(".conversation").click()
+    expect(page.locator(".answer .text")).to_contain_text("Rayleigh")
+    context.close()
+    assert not errors

@@ -91,6 +91,55 @@ def test_reload_keeps_conversations_and_they_can_be_renamed_and_deleted(page: Pa
     assert answer_text(page) == text
 
 
+def test_a_conversation_deleted_while_it_is_answered_stays_deleted(
+    page: Page, script: Script
+) -> None:
+    ask(page, "slow, please")
+    expect(page.locator(".answer .t").nth(3)).to_be_visible()
+    page.get_by_role("button", name="Delete “slow, please”").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_text("What shall we write?")).to_be_visible()
+    assert script.closed.wait(5), "the server was not told"
+    ask(page, SKY)  # what ended meanwhile has been kept, if it was
+    finished(page)
+    expect(page.locator(".conversation")).to_have_text([SKY])
+    page.reload()
+    expect(page.locator(".conversation")).to_have_text([SKY])
+
+
+def test_what_was_set_and_chosen_is_there_after_another_conversation(page: Page) -> None:
+    ask(page, "Write Python.")
+    finished(page)
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_role("button", name="Compare").click()
+    ask(page, SKY)
+    finished(page)
+    page.get_by_role("button", name="Go on from this one").click()
+    page.get_by_role("button", name=re.compile("Settings")).click()
+    page.get_by_label("Temperature").fill("0.3")
+    page.get_by_role("button", name="Save").click()
+
+    def is_as_it_was(name: str) -> None:
+        page.locator(".conversation", has_text="Python").click()
+        expect(page.locator(".answer")).to_have_count(1)
+        page.locator(".conversation", has_text=name).click()
+        second = page.locator(".answer").nth(1)
+        expect(second.get_by_role("button", name="Goes on from here")).to_be_visible()
+        page.get_by_role("button", name=re.compile("Settings")).click()
+        expect(page.get_by_label("Temperature")).to_have_value("0.3")
+        page.keyboard.press("Escape")
+
+    is_as_it_was(SKY)
+    page.locator(".conversation", has_text="Python").click()
+    expect(page.locator(".answer")).to_have_count(1)
+    page.get_by_role("button", name=f"Rename “{SKY}”").click()
+    page.keyboard.type("Light")
+    page.keyboard.press("Enter")
+    is_as_it_was("Light")
+    page.reload()
+    is_as_it_was("Light")
+
+
 def test_an_answer_goes_on_while_another_conversation_is_looked_at(page: Page) -> None:
     ask(page, "slow, please")
     expect(page.locator(".answer .t").nth(3)).to_be_visible()
@@ -158,6 +207,28 @@ def test_settings_go_into_requests(page: Page, script: Script) -> None:
     page.get_by_label("Temperature").fill("-1")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#settings")).to_be_visible()  # not taken
+
+
+def test_settings_of_other_modes_stay_at_home(page: Page, script: Script) -> None:
+    """In the server's own mode (verified), too: it would refuse the whole question."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Deadline, ms a token").fill("50")
+    page.get_by_label("Draft ahead").fill("0.5")
+    page.get_by_label(re.compile("Draft what followed")).check()
+    expect(page.locator("#set-deadline_ms-hint")).to_have_text("Not used in mode verified")
+    expect(page.locator("#set-ahead-hint")).to_contain_text("From this confidence on")
+    page.get_by_role("button", name="Save").click()
+    ask(page, SKY)
+    finished(page)
+    assert script.bodies[-1]["collm"] == {"ahead": 0.5, "lookup": True}
+    script.mode = "threshold"
+    expect(page.get_by_label("Mode", exact=True)).to_contain_text("threshold (default)")
+    ask(page, SKY)
+    finished(page)
+    assert script.bodies[-1]["collm"] == {"deadline_ms": 50}
+    page.get_by_label("Mode", exact=True).select_option("auto")
+    page.get_by_role("button", name=re.compile("Settings")).click()
+    expect(page.locator("#set-deadline_ms-hint")).to_have_text("Not used in mode auto")
 
 
 def test_compare_two_modes_side_by_side(page: Page, script: Script) -> None:

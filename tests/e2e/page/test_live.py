@@ -3,7 +3,9 @@ and a link between them that is cut in the middle of an answer."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from tests.support import random_artifact
 
+from collm.limits import DEFAULT_LIMITS
 from collm.link.shaper import LinkShaper
 from collm.link.shapes import LinkShape
+from collm.serve.spawn import spawned_cloud
 
 pytestmark = pytest.mark.e2e
 
@@ -23,9 +28,10 @@ SLOW = LinkShape(name="slow", delay_seconds=0.03)
 
 
 @contextmanager
-def serve(artifact: Path, cloud: str) -> Iterator[str]:
+def serve(artifact: Path, cloud: str, placement: int = 15) -> Iterator[str]:
     """`collm serve` as a process of its own; its address."""
-    words = ["serve", str(artifact), "--cloud", cloud, "--placement", "15", "--port", "0"]
+    words = ["serve", str(artifact), "--cloud", cloud, "--port", "0"]
+    words += ["--placement", str(placement)]
     with subprocess.Popen(
         [sys.executable, "-m", "collm", *words, "--threads", "1"],
         stdout=subprocess.PIPE,
@@ -99,3 +105,29 @@ def test_a_cut_link_shows_previews_and_then_the_same_text(
     finally:
         link.close()
         expect.set_options(timeout=5000)
+
+
+def test_device_edge_server_and_cloud_are_drawn(tmp_path: Path, live_page: Page) -> None:
+    """All of them processes; the cloud is killed."""
+    folder = random_artifact(tmp_path / "tiny", cuts=(1, 2, 3)).folder
+    with spawned_cloud(folder, threads=1, limits=DEFAULT_LIMITS) as cloud:
+        words = ["--blocks", "0:3", "--upstream", cloud.address]
+        with (
+            spawned_cloud(folder, threads=1, limits=DEFAULT_LIMITS, arguments=words) as server,
+            serve(folder, server.address, placement=1) as address,
+        ):
+            live_page.goto(address)
+            drawn = live_page.locator("#panel-topology .tier")
+            expect(drawn).to_have_count(3)
+            for tier, *words in (
+                (0, "This device", "layer 1"),
+                (1, "Edge server", "layers 2 to 3", server.address),
+                (2, "Cloud", "layer 4", cloud.address),
+            ):
+                for word in words:
+                    expect(drawn.nth(tier)).to_contain_text(word)
+            expect(live_page.locator("#panel-topology .tier.up")).to_have_count(3)
+            os.kill(cloud.pid, signal.SIGKILL)
+            expect(live_page.locator("#panel-topology .tier.down")).to_have_count(1, timeout=20_000)
+            expect(drawn.nth(2)).to_have_class(re.compile("down"))
+            live_page.goto("about:blank")

@@ -16,7 +16,8 @@ from collm.serve.checks.finding import Finding, Findings, fault, ok, warning
 from collm.serve.checks.reach import Reached, check_tls, check_way
 from collm.session.client import CloudClient
 from collm.session.placed import default_placement
-from collm.session.probing import Probed, probe
+from collm.session.probing import Probed, look, probe
+from collm.wire.tiers import Tier, away
 
 _SLOW_SECONDS = 0.1
 
@@ -46,6 +47,10 @@ def check_cloud(
         yield warning("TLS", "what goes there can be read on the way", "give the cloud --tls-cert")
     dial = partial(connect, address, limits, security)
     try:
+        tiers = look(dial, limits)
+        yield from _above(address, tiers)
+        if away(tiers) is not None:
+            return  # it takes no session, nor any other heartbeat
         found = probe(dial, count=5, budget=0.3, limits=limits)
     except CollmError as error:
         yield _told(error, security)
@@ -53,6 +58,23 @@ def check_cloud(
     yield from _met(address, found)
     if artifact is not None:
         yield from _session(dial, artifact, placement, found, limits)
+
+
+def _above(address: str, tiers: tuple[Tier, ...]) -> Findings:
+    """Whether each server reaches the one above it, as far as it is known."""
+    here = f"the {tiers[0].role} {address}"
+    for one in tiers[1:]:
+        there = f"{one.role} {one.address}"
+        if not one.ok:
+            yield fault(
+                "tiers",
+                f"{here} does not reach its {there}: {one.error}",
+                "start that one, or look at the way between them and at the lower one's log",
+            )
+            return
+        trip = "" if one.round_trip is None else f" in {1000 * one.round_trip:.1f} ms"
+        yield ok("tiers", f"{here} reaches its {there}{trip}")
+        here = f"the {there}"
 
 
 def _met(address: str, found: Probed) -> Findings:

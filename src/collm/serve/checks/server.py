@@ -5,12 +5,12 @@ from __future__ import annotations
 import ssl
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 
-from collm.errors import one_line
+from collm.errors import UsageError, one_line
 from collm.limits import DEFAULT_LIMITS, Limits
+from collm.link.address import split_url
 from collm.link.credentials import ClientSecurity
 from collm.serve.checks.finding import Finding, Findings, fault, ok, warning
 from collm.serve.checks.reach import Reached, check_clock, check_tls, check_way
@@ -83,19 +83,16 @@ def check_artifacts(
 def _way(
     url: str, security: ClientSecurity, limits: Limits, reached: Reached, check: str
 ) -> Findings:
-    parts = urlsplit(url)
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        parts = split_url(url)
+    except UsageError:
         yield fault(check, f"{one_line(url, 80)!r}", "expected a URL such as http://127.0.0.1:8000")
         return
-    yield from check_way(parts.hostname, port, limits, reached, check)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    yield from check_way(host, port, limits, reached, check)
     if reached.tcp and parts.scheme == "https" and security.ca is not None:
-        yield from check_tls(
-            parts.hostname, port, security, limits, reached, protocols=("http/1.1",)
-        )
+        yield from check_tls(host, port, security, limits, reached, protocols=("http/1.1",))
     else:
         reached.tls = reached.tcp
 

@@ -36,6 +36,10 @@ def token_extra(choice: Choice, token: EmittedToken) -> dict[str, Any]:
         change = account.changes[choice.changes]
         extra["way"] = {**_way(change.way), "reason": change.reason}
         choice.changes += 1
+    traffic = account.bytes_up, account.bytes_down
+    if traffic != choice.traffic:  # once a round, not with every token that it brought
+        choice.traffic = traffic
+        extra["bytes_up"], extra["bytes_down"] = traffic
     return extra
 
 

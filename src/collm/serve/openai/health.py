@@ -29,7 +29,7 @@ def check_ready(serving: Serving) -> None:
     if cloud is not None and not cloud.ok and not can_begin_alone:
         raise ApiError(
             503,
-            f"the cloud {cloud.address} is away: {cloud.error}",
+            cloud.fault,
             kind="server_error",
             code="cloud_unavailable",
             retry_seconds=serving.limits.retry_seconds,
@@ -74,18 +74,22 @@ def _tiers(serving: Serving) -> list[dict[str, Any]]:
         {"role": "device", "first": 0, "last": placed, "ok": True, "address": "this device"}
     ]
     cloud = engine.status().cloud
-    if cloud is not None:
-        rtt = cloud.rtt_seconds
+    end = placed
+    for one in cloud.tiers if cloud is not None else ():
+        last = one.last or layers
+        first = min(max(end, one.first), last)  # it has more, perhaps, that the one below runs
+        trip = one.round_trip
         tiers.append(
             {
-                "role": "cloud",
-                "first": placed,
-                "last": layers,
-                "ok": cloud.ok,
-                "address": cloud.address,
-                "rtt_ms": None if rtt is None else round(1e3 * rtt, 3),
-                "sessions": cloud.sessions,
-                "error": cloud.error,
+                "role": one.role,
+                "first": first,
+                "last": last,
+                "ok": one.ok,
+                "address": one.address,
+                "rtt_ms": None if trip is None else round(1e3 * trip, 3),
+                "sessions": one.sessions,
+                "error": one.error,
             }
         )
+        end = last
     return tiers

@@ -45,6 +45,8 @@ class Choice:
     last: EmittedToken | None = None
     changes: int = 0
     """Of the ways of making tokens, those told."""
+    traffic: tuple[int, int] = (0, 0)
+    """Bytes up and down, as told last."""
     offset: int = 0
     """Characters of the tokens told, as log-probabilities count them."""
 

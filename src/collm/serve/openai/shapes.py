@@ -107,6 +107,8 @@ class ChunkExtra(Shape):
     index: int = 0
     ms: float | None = None
     way: Way | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
     preview: str = ""
     summary: Summary | None = None
     seed: int | None = None
@@ -245,7 +247,8 @@ class ModelList(Shape):
 
 
 class Tier(Shape):
-    """Who runs layers `first` to `last`, the last one not included."""
+    """Who runs layers `first` to `last`, the last one not included: the device first, then each
+    as the one below it saw it last. Above one that is not ok nothing is known, and none is ok."""
 
     role: Literal["device", "edge server", "cloud"]
     first: int

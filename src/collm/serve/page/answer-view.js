@@ -60,12 +60,12 @@ export class AnswerView {
     if (this.closed) return;
     const { answer } = this;
     this.writer.draw();
-    this.element.classList.toggle("live", answer.live);
-    this.element.dataset.state = answer.state;
-    this.text.setAttribute("aria-busy", String(answer.live));
     const key = `${answer.state} ${answer.offline} ${this.place.at} ${this.place.of} ${this.place.last}`;
     if (key !== this.stateKey) {
       this.stateKey = key;
+      this.element.classList.toggle("live", answer.live);
+      this.element.dataset.state = answer.state;
+      this.text.setAttribute("aria-busy", String(answer.live));
       this.#notes();
       this.#footer();
       if (this.wasLive && !answer.live) this.#say();

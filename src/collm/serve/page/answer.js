@@ -21,6 +21,7 @@ export class Answer {
     this.error = data.error ?? null;
     this.model = data.model ?? "";
     this.seed = data.seed ?? null; // of a sampled answer: with it the same text comes again
+    this.traffic = null; // bytes up and down so far
     this.started = data.started ?? 0;
     this.firstAt = 0;
     this.lastAt = 0;
@@ -82,6 +83,7 @@ export class Answer {
     const choice = chunk.choices?.[0];
     const extra = chunk.collm ?? {};
     if (extra.way) this.ways.push({ index: this.tokens.length, ...extra.way });
+    if (extra.bytes_up !== undefined) this.traffic = extra;
     if (extra.summary) this.summary = extra.summary;
     if (extra.seed !== undefined) this.seed = extra.seed;
     if (typeof extra.preview === "string") {

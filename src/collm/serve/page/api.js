@@ -1,5 +1,6 @@
 // The server of this page: where it is, what it is asked, what went wrong.
 
+/* global kept */
 import { batches, StreamError } from "./sse.js";
 
 const KEY = "collm.key";
@@ -22,8 +23,8 @@ export class ApiError extends Error {
 
 /** The API key lives as long as the tab. */
 export const apiKey = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+  get: () => kept.session.get(KEY) ?? "",
+  set: (value) => kept.session.set(KEY, value || null),
 };
 
 // Relative to the page, so that it also works below a path of a proxy.

@@ -22,7 +22,7 @@ import { TurnView } from "./turn-view.js";
 class Page {
   constructor(store) {
     this.store = store;
-    this.records = [];
+    this.records = []; // what the list shows; what a conversation is now, the store says
     this.open = new Map(); // conversations of which an answer may still come, by id
     this.turnViews = [];
     this.refused = null; // what is asked again once there is a key
@@ -37,6 +37,7 @@ class Page {
     this.runner = new Runner(store, {
       changed: (conversation) => this.#ran(conversation),
       failed: (error) => this.#failed(error),
+      serverMode: () => this.poll.status?.mode ?? "",
     });
     this.history = new HistoryList({
       open: (id) => this.go(id),
@@ -87,11 +88,20 @@ class Page {
   }
 
   async #openHash() {
-    const id = /^#c=([\w-]{1,64})$/.exec(location.hash)?.[1];
-    const record = id && this.records.find((one) => one.id === id);
+    const { hash } = location;
+    const id = /^#c=([\w-]{1,64})$/.exec(hash)?.[1];
     if (id && id === this.conversation?.id) return;
-    if (!record) this.show(new Conversation({ settings: lastSettings() }));
-    else this.show(this.open.get(id) ?? Conversation.fromRecord(record, await this.store.answers(id)));
+    const found = id ? await this.#stored(id) : null;
+    // Another may have been chosen meanwhile.
+    if (location.hash === hash) this.show(found ?? new Conversation({ settings: lastSettings() }));
+  }
+
+  /** A conversation as it is now; null where there is none. */
+  async #stored(id) {
+    if (this.open.has(id)) return this.open.get(id);
+    if (this.conversation?.id === id) return this.conversation;
+    const record = await this.store.conversation(id);
+    return record ? Conversation.fromRecord(record, await this.store.answers(id)) : null;
   }
 
   show(conversation) {
@@ -111,9 +121,10 @@ class Page {
   }
 
   async rename(id, title) {
-    const record = this.records.find((one) => one.id === id);
-    for (const one of [this.open.get(id), this.conversation]) if (one?.id === id) one.title = title;
-    await this.store.saveConversation({ ...record, title });
+    const conversation = await this.#stored(id);
+    if (!conversation) return;
+    conversation.title = title;
+    await this.store.saveConversation(conversation.toRecord());
     await this.#refreshList();
     this.#heading();
   }
@@ -121,7 +132,7 @@ class Page {
   async remove(id) {
     this.runner.stop({ id });
     this.open.delete(id);
-    await this.store.removeConversation(id);
+    await this.store.removeConversation(id); // at once for good, as the answer under way still ends
     await this.#refreshList();
     if (id === this.conversation.id) this.fresh();
     announce("Deleted");
@@ -260,7 +271,7 @@ class Page {
 
   #buttons() {
     byId("new-chat").addEventListener("click", () => this.fresh());
-    byId("settings-button").addEventListener("click", () => this.settings.open(this.conversation.settings, this.poll.status));
+    byId("settings-button").addEventListener("click", () => this.settings.open(this.conversation.settings, this.poll.status, this.composer.asked));
     byId("shortcuts-button").addEventListener("click", () => byId("shortcuts").showModal());
     byId("export").addEventListener("click", () =>
       download(fileName(this.conversation.title), toJson([this.conversation], this.poll.status)),
@@ -302,8 +313,9 @@ class Page {
 
   async #exportAll() {
     const all = [];
-    for (const record of this.records) {
-      all.push(this.open.get(record.id) ?? Conversation.fromRecord(record, await this.store.answers(record.id)));
+    for (const { id } of await this.store.list()) {
+      const found = await this.#stored(id);
+      if (found) all.push(found);
     }
     download("collm-conversations.json", toJson(all, this.poll.status));
   }

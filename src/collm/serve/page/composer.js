@@ -42,10 +42,15 @@ export class Composer {
     return this.compare.getAttribute("aria-pressed") === "true";
   }
 
+  /** The modes that are asked for ("": the server's own). */
+  get asked() {
+    return this.comparing ? [this.mode.value, this.other.value] : [this.mode.value];
+  }
+
   submit() {
     const text = this.input.value.trim();
     if (!text || this.live) return;
-    const modes = this.comparing ? [this.mode.value, this.other.value] : [this.mode.value];
+    const modes = this.asked;
     this.input.value = "";
     this.#grow();
     this.send(text, modes, this.comparing);

@@ -72,8 +72,8 @@ export class Conversation {
     return turn;
   }
 
-  /** The request for an answer of `turn`, with all that was said before. */
-  request(turn, answer, model) {
+  /** The request for an answer of `turn`, with all that was said before. `serverMode`: its default. */
+  request(turn, answer, model, serverMode = "") {
     const messages = [];
     if (this.settings.system) messages.push({ role: "system", content: this.settings.system });
     for (const earlier of this.turns) {
@@ -84,6 +84,6 @@ export class Conversation {
     }
     messages.push({ role: "user", content: turn.ask });
     const seed = turn.compare && answer.seed !== null ? { seed: answer.seed } : {};
-    return { model, messages, ...seed, ...requestFields(this.settings, answer.mode) };
+    return { model, messages, ...seed, ...requestFields(this.settings, answer.mode, serverMode) };
   }
 }

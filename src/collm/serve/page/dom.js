@@ -59,7 +59,7 @@ export function announce(text) {
   region.textContent = announced++ % 2 ? `${text}\u00a0` : text;
 }
 
-const FRAME_MS = 50; // a frame costs more than the tokens in it; twenty a second read well
+const FRAME_MS = 70; // a frame costs more than the tokens in it, and fourteen a second read well
 
 /** A function that asks for `work` to be done in a frame to come: at most every `FRAME_MS`. */
 export function inFrames(work) {

@@ -1,5 +1,6 @@
 // The two sides of the page: columns where there is room, drawers over it where there is not.
 
+/* global kept */
 import { byId } from "./dom.js";
 
 const KEY = "collm.panel";
@@ -25,12 +26,12 @@ class Side {
 
   /** As it is when the page comes, or turns from wide to narrow. */
   reset() {
-    this.#set(!this.drawer && (!this.remembers || localStorage.getItem(KEY) !== "closed"));
+    this.#set(!this.drawer && (!this.remembers || kept.local.get(KEY) !== "closed"));
   }
 
   toggle(open = !this.open) {
     this.#set(open);
-    if (this.remembers && !this.drawer) localStorage.setItem(KEY, open ? "open" : "closed");
+    if (this.remembers && !this.drawer) kept.local.set(KEY, open ? "open" : "closed");
     if (this.drawer && open) this.element.querySelector("button, a, input")?.focus();
     else if (this.drawer) this.button.focus();
   }

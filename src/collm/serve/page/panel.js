@@ -3,10 +3,10 @@
 import { ShareBar, Sparkline } from "./charts.js";
 import { byId, el } from "./dom.js";
 import { listed, MODES } from "./sources.js";
-import { topology } from "./topology.js";
+import { topology, wayUp } from "./topology.js";
 import { bytes, duration, milliseconds, percent } from "./words.js";
 
-const EVERY_MS = 200;
+const EVERY_MS = 400;
 
 /** Draws into the panel's places in index.html. */
 export class Panel {
@@ -35,7 +35,7 @@ export class Panel {
   /** The server's own account. */
   update(status, error) {
     this.status = status;
-    const cloud = status?.tiers?.find((tier) => tier.role === "cloud");
+    const cloud = wayUp(status);
     this.trip.push(!error && cloud?.ok ? (cloud.rtt_ms ?? null) : null);
     this.#link(cloud, error);
     this.#server(status, error);
@@ -43,15 +43,15 @@ export class Panel {
   }
 
   #soon() {
-    if (this.timer) return;
-    const wait = Math.max(0, this.drawnAt + EVERY_MS - performance.now());
-    this.timer = setTimeout(() => {
-      this.timer = 0;
-      this.#draw();
-    }, wait);
+    const wait = this.drawnAt + EVERY_MS - performance.now();
+    // With the tokens that came, so that there is one frame for both; the timer is for the last.
+    if (wait <= 0) this.#draw();
+    else this.timer ||= setTimeout(() => this.#draw(), wait + EVERY_MS);
   }
 
   #draw() {
+    clearTimeout(this.timer);
+    this.timer = 0;
     this.drawnAt = performance.now();
     const { answer } = this;
     const summary = answer?.summary;
@@ -65,8 +65,9 @@ export class Panel {
     const seed = answer?.seed ?? null;
     text("panel-seed", seed === null ? "" : `Sampled with seed ${seed}`);
     this.#shares(answer);
-    text("panel-up", summary ? bytes(summary.bytes_up) : "–");
-    text("panel-down", summary ? bytes(summary.bytes_down) : "–");
+    const traffic = summary ?? answer?.traffic;
+    text("panel-up", traffic ? bytes(traffic.bytes_up) : "–");
+    text("panel-down", traffic ? bytes(traffic.bytes_down) : "–");
     const total = this.#total();
     text("panel-total", total ? `${bytes(total)} in this conversation` : "");
     this.#outage(answer, summary);
@@ -88,22 +89,17 @@ export class Panel {
     this.bar.draw(rows);
     const total = rows.reduce((sum, row) => sum + row.count, 0);
     const list = byId("panel-shares");
-    const key = rows.map((row) => `${row.source} ${row.count}`).join();
-    if (list.dataset.key === key) return;
-    list.dataset.key = key;
-    byId("panel-legend-empty").hidden = rows.length > 0;
-    list.replaceChildren(
-      ...rows.map((row) =>
-        el(
-          "li",
-          {},
-          el(`span.swatch.${row.style}`, { "aria-hidden": "true" }, "ab"),
-          el("span.share-name", {}, row.short),
-          el("span.share-count", {}, String(row.count)),
-          el("span.share-percent", {}, percent(row.count / total)),
-        ),
-      ),
-    );
+    const key = rows.map((row) => `${row.source} ${row.style}`).join();
+    if (list.dataset.key !== key) {
+      list.dataset.key = key;
+      byId("panel-legend-empty").hidden = rows.length > 0;
+      list.replaceChildren(...rows.map(legend));
+    }
+    rows.forEach((row, at) => {
+      const [count, share] = [...list.children[at].children].slice(-2);
+      say(count, row.count);
+      say(share, percent(row.count / total));
+    });
   }
 
   #outage(answer, summary) {
@@ -161,8 +157,22 @@ export class Panel {
   }
 }
 
+function legend(row) {
+  return el(
+    "li",
+    {},
+    el(`span.swatch.${row.style}`, { "aria-hidden": "true" }, "ab"),
+    el("span.share-name", {}, row.short),
+    el("span.share-count"),
+    el("span.share-percent"),
+  );
+}
+
 function text(id, words) {
-  const place = byId(id);
+  say(byId(id), words);
+}
+
+function say(place, words) {
   if (place.textContent !== String(words)) place.textContent = words;
 }
 

@@ -5,12 +5,16 @@ import { ApiError, chat, getJson } from "./api.js";
 
 const SAVE_MS = 2000;
 
-/** `changed(conversation)` is called when an answer begins or ends. */
+/**
+ * `changed(conversation)` is called when an answer begins or ends; `serverMode()` says in which mode
+ * the server answers where none is asked for.
+ */
 export class Runner {
-  constructor(store, { changed, failed }) {
+  constructor(store, { changed, failed, serverMode }) {
     this.store = store;
     this.changed = changed;
     this.failed = failed;
+    this.serverMode = serverMode;
     this.running = new Map(); // conversation id: AbortController
   }
 
@@ -46,7 +50,8 @@ export class Runner {
     try {
       // Asked each time: another model may be served by now.
       const model = (await getJson("v1/models")).data[0].id;
-      for await (const chunks of chat(conversation.request(turn, answer, model), signal)) {
+      const request = conversation.request(turn, answer, model, this.serverMode());
+      for await (const chunks of chat(request, signal)) {
         answer.take(chunks);
         if (performance.now() - savedAt > SAVE_MS) {
           savedAt = performance.now();

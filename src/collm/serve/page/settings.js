@@ -1,6 +1,7 @@
 // What an answer is asked with: which settings there are, what of them goes into a request, and
 // the dialog to change them.
 
+/* global kept */
 import { byId, el } from "./dom.js";
 import { MODES } from "./sources.js";
 
@@ -38,36 +39,36 @@ const COLLM_FIELDS = [
   },
 ];
 
+const LOOKUP_ONLY = ["verified", "auto"];
+
+/** Whether a mode takes a setting that goes with `only` these; an unknown mode may. */
+const takes = (mode, only) => !only || !mode || only.includes(mode);
+
 /** The settings that a new conversation begins with: those used last. */
 export function lastSettings() {
   try {
-    const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}");
-    return typeof kept === "object" && kept ? kept : {};
+    const settings = JSON.parse(kept.local.get(KEY) ?? "{}");
+    return typeof settings === "object" && settings ? settings : {};
   } catch {
-    return {}; // damaged, or no storage here
+    return {}; // damaged
   }
 }
 
-function keep(settings) {
-  try {
-    localStorage.setItem(KEY, JSON.stringify(settings));
-  } catch {
-    // No storage here: they last as long as the conversation.
-  }
-}
-
-/** A conversation's settings as fields of a request, in `mode` ("": the server's own). */
-export function requestFields(settings, mode) {
+/**
+ * A conversation's settings as fields of a request, in `mode` ("": the server's own, `serverMode`).
+ * What the mode does not take is not sent: the server would refuse all of it.
+ */
+export function requestFields(settings, mode, serverMode) {
+  const used = mode || serverMode;
   const fields = {};
   for (const { key } of FIELDS) if (settings[key] !== undefined) fields[key] = settings[key];
   if (settings.stop?.length) fields.stop = settings.stop;
   const collm = {};
   if (mode) collm.mode = mode;
   for (const { key, only } of COLLM_FIELDS) {
-    if (settings[key] === undefined || (only && mode && !only.includes(mode))) continue;
-    collm[key] = settings[key];
+    if (settings[key] !== undefined && takes(used, only)) collm[key] = settings[key];
   }
-  if (settings.lookup && (!mode || ["verified", "auto"].includes(mode))) collm.lookup = true;
+  if (settings.lookup && takes(used, LOOKUP_ONLY)) collm.lookup = true;
   if (Object.keys(collm).length) fields.collm = collm;
   return fields;
 }
@@ -89,14 +90,16 @@ export class SettingsDialog {
     byId("collm-fields").append(...COLLM_FIELDS.map((field) => this.#field(field)));
     this.form.addEventListener("submit", () => {
       const settings = this.#read();
-      keep(settings);
+      kept.local.set(KEY, JSON.stringify(settings));
       apply(settings);
     });
     byId("settings-reset").addEventListener("click", () => this.#fill({}));
   }
 
-  open(settings, status) {
+  /** `modes`: those that the next answer is asked for in ("": the server's own). */
+  open(settings, status, modes) {
     this.#fill(settings);
+    this.#tellUnused(modes.map((mode) => mode || status?.mode || ""));
     const mode = status?.mode ? `The server’s mode is ${status.mode}: ${MODES[status.mode] ?? ""}` : "";
     byId("settings-mode").textContent = mode;
     this.dialog.showModal();
@@ -115,6 +118,16 @@ export class SettingsDialog {
       input,
       el("small", { id: `${id}-hint` }, hint),
     );
+  }
+
+  /** Say which settings do nothing in the modes that are chosen. */
+  #tellUnused(modes) {
+    const where = [...new Set(modes)].join(" and ");
+    for (const { key, hint, only } of COLLM_FIELDS) {
+      const unused = !modes.some((mode) => takes(mode, only));
+      byId(`set-${key}-hint`).textContent = unused ? `Not used in mode ${where}` : hint;
+    }
+    byId("set-lookup-unused").textContent = modes.some((mode) => takes(mode, LOOKUP_ONLY)) ? "" : `Not used in mode ${where}`;
   }
 
   #fill(settings) {

@@ -24,12 +24,20 @@ export class Store {
     this.database = database;
     this.lasting = database !== null;
     this.memory = { conversations: new Map(), answers: new Map() };
+    this.removed = new Set(); // an answer that was under way is not to bring them back
   }
 
   /** Conversations without their tokens, newest first. */
   async list() {
     const all = await this.#all("conversations");
     return all.sort((a, b) => b.updated - a.updated);
+  }
+
+  /** One conversation as it was saved last, without its tokens; undefined where there is none. */
+  async conversation(id) {
+    if (!this.database) return this.memory.conversations.get(id);
+    const asked = this.database.transaction("conversations").objectStore("conversations").get(id);
+    return outcome(asked);
   }
 
   /** Answers of a conversation by id. */
@@ -39,15 +47,23 @@ export class Store {
   }
 
   async saveConversation(record) {
+    if (this.removed.has(record.id)) return;
     await this.#write("conversations", (table) => table.put(record), (map) => map.set(record.id, record));
   }
 
   async saveAnswer(conversation, data) {
+    if (this.removed.has(conversation)) return;
     const record = { id: data.id, conversation, data };
     await this.#write("answers", (table) => table.put(record), (map) => map.set(record.id, record));
   }
 
+  /** For good: what is saved of it later is not kept. */
   async removeConversation(id) {
+    this.removed.add(id);
+    await this.#drop(id);
+  }
+
+  async #drop(id) {
     await this.#write("conversations", (table) => table.delete(id), (map) => map.delete(id));
     await this.#removeAnswers(await this.#all("answers", id));
   }
@@ -60,7 +76,7 @@ export class Store {
   async tidy() {
     const all = await this.list();
     const gone = all.slice(MOST_CONVERSATIONS);
-    for (const { id } of gone) await this.removeConversation(id);
+    for (const { id } of gone) await this.#drop(id);
     for (const { id, stripped } of all.slice(MOST_WITH_TOKENS, MOST_CONVERSATIONS)) {
       if (!stripped) await this.#strip(id);
     }
@@ -71,7 +87,7 @@ export class Store {
     for (const record of await this.#all("answers", id)) {
       await this.saveAnswer(id, { ...record.data, tokens: [] });
     }
-    const record = (await this.#all("conversations")).find((one) => one.id === id);
+    const record = await this.conversation(id);
     if (record) await this.saveConversation({ ...record, stripped: true });
   }
 
@@ -91,10 +107,7 @@ export class Store {
     }
     const table = this.database.transaction(name).objectStore(name);
     const asked = conversation === null ? table.getAll() : table.index("conversation").getAll(conversation);
-    return new Promise((resolve, reject) => {
-      asked.onsuccess = () => resolve(asked.result);
-      asked.onerror = () => reject(asked.error);
-    });
+    return outcome(asked);
   }
 
   #write(name, work, inMemory) {
@@ -109,6 +122,13 @@ export class Store {
       work(transaction.objectStore(name));
     });
   }
+}
+
+function outcome(asked) {
+  return new Promise((resolve, reject) => {
+    asked.onsuccess = () => resolve(asked.result);
+    asked.onerror = () => reject(asked.error);
+  });
 }
 
 function openDatabase() {

@@ -6,12 +6,8 @@
   const root = document.documentElement;
 
   function chosen() {
-    try {
-      const kept = localStorage.getItem(KEY);
-      return ORDER.includes(kept) ? kept : "auto";
-    } catch {
-      return "auto";
-    }
+    const theme = kept.local.get(KEY);
+    return ORDER.includes(theme) ? theme : "auto";
   }
 
   function apply(theme) {
@@ -29,11 +25,7 @@
     };
     button.addEventListener("click", () => {
       const next = ORDER[(ORDER.indexOf(chosen()) + 1) % ORDER.length];
-      try {
-        localStorage.setItem(KEY, next);
-      } catch {
-        root.dataset.theme = next; // no storage here: it lasts as long as the page
-      }
+      kept.local.set(KEY, next);
       apply(next);
       tell();
     });

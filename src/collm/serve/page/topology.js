@@ -21,10 +21,19 @@ export function topology(status) {
   });
   tiers.forEach((tier, at) => {
     const top = at * (NODE + GAP);
-    if (at > 0) drawing.append(...link(tier, top));
+    if (at > 0) drawing.append(...link(tier, top, tiers[at - 1]));
     drawing.append(node(tier, top, status));
   });
   return drawing;
+}
+
+/** From the device to the last tier: whether all are there, and the round trip; null: none is above. */
+export function wayUp(status) {
+  const above = status?.tiers?.slice(1) ?? [];
+  if (!above.length) return null;
+  const trips = above.map((tier) => tier.rtt_ms);
+  const known = trips.every((ms) => typeof ms === "number");
+  return { ok: above.every((tier) => tier.ok), rtt_ms: known ? trips.reduce((sum, ms) => sum + ms) : null };
 }
 
 function node(tier, top, status) {
@@ -36,6 +45,7 @@ function node(tier, top, status) {
     text("tier-note end", WIDTH - PAD, 24, range(tier)),
     text("tier-note", PAD, 43, address(tier)),
   );
+  if (tier.error) group.prepend(svg("title", {}, tier.error));
   if (tier.sessions !== undefined && tier.sessions !== null) {
     const words = `${tier.sessions} ${tier.sessions === 1 ? "session" : "sessions"}`;
     group.append(text("tier-note end", WIDTH - PAD, 43, words));
@@ -70,10 +80,10 @@ function layers(tier, { layers: count = 0, exits = [] }) {
   return drawn;
 }
 
-function link(tier, top) {
+function link(tier, top, below) {
   const x = PAD + 5;
   const away = tier.ok ? "" : ".away";
-  const words = tier.ok ? milliseconds(tier.rtt_ms) : "no connection";
+  const words = tier.ok ? milliseconds(tier.rtt_ms) : below.ok ? "no connection" : "not known";
   return [
     svg(`line.tier-link${away}`, { x1: x, x2: x, y1: top - GAP + 1, y2: top - 1 }),
     text("tier-note", x + 11, top - GAP / 2 + 4, words),
@@ -86,14 +96,16 @@ function text(classes, x, y, words) {
 }
 
 const milliseconds = (ms) => (ms === undefined || ms === null ? "connected" : `${ms.toFixed(1)} ms there and back`);
-const range = ({ first, last }) => (last > first ? `layers ${first + 1} to ${last}` : "no layers");
+const range = ({ first, last }) =>
+  last > first + 1 ? `layers ${first + 1} to ${last}` : last > first ? `layer ${last}` : "no layers";
 const short = (words, most) => (words.length > most ? `${words.slice(0, most - 1)}…` : words);
 const address = (tier) => short(tier.role === "device" ? "runs this page’s server" : (tier.address ?? ""), 30);
 
 function inWords({ tiers = [], exits = [] }) {
-  const parts = tiers.map((tier) => {
+  const parts = tiers.map((tier, at) => {
     const name = NAMES[tier.role] ?? tier.role;
-    const state = tier.ok ? "well" : `away${tier.error ? `: ${tier.error}` : ""}`;
+    const away = tiers[at - 1]?.ok === false ? "not known" : `away${tier.error ? `: ${tier.error}` : ""}`;
+    const state = tier.ok ? "well" : away;
     return `${name}: ${range(tier)}, ${state}`;
   });
   if (exits.length) parts.push(`exits after layers ${exits.join(", ")}`);
