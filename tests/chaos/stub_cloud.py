@@ -78,7 +78,7 @@ async def main() -> None:
     server = await serve(service, "127.0.0.1:0", LIMITS)
     tidying = asyncio.create_task(give_memory_back(service.sessions))
     print(server.address, flush=True)
-    await server.wait()
+    await asyncio.Event().wait()
     tidying.cancel()
 
 
