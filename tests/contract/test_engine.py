@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from tests.contract.link_services import until
-from tests.contract.test_session_contract import LIMITS, World, artifact, world
+from tests.contract.test_session_contract import LIMITS, CountingService, World, artifact, world
 from tests.support import token_ids
 
 from collm.config import Generation
 from collm.errors import LinkTimeout, PromptError, Refused, Unreachable, UsageError
 from collm.link.base import Closing, Link
-from collm.runtime.stage import StageSession
+from collm.link.memory import MemoryCloud
+from collm.model.artifact import Artifact
+from collm.runtime.stage import Stage, StageSession
 from collm.serve import cloud_health
 from collm.serve.cloud_health import HealthWatch
 from collm.serve.engine import Engine, EngineSettings
@@ -141,7 +143,9 @@ def test_bad_requests_are_refused_before_they_begin(world: World) -> None:
         assert alone.status().cloud is None
 
 
-def test_what_goes_wrong_is_raised_where_the_answer_is_read(artifact: object, world: World) -> None:
+def test_what_goes_wrong_is_raised_where_the_answer_is_read(
+    artifact: Artifact, world: World
+) -> None:
     def nobody() -> Link:
         raise Unreachable("nobody answers at 127.0.0.1:1")
 
@@ -240,11 +244,20 @@ def _nobody() -> Link:
     raise Unreachable("nobody answers at 127.0.0.1:1")
 
 
+@pytest.fixture
+def near(artifact: Artifact) -> Iterator[World]:
+    """For what does not depend on how frames travel."""
+    service = CountingService(Stage(artifact, range(4), limits=LIMITS), LIMITS)
+    with MemoryCloud(service, LIMITS) as cloud:
+        yield World(artifact, service, cloud.connect)
+
+
 @pytest.mark.parametrize("mode", ["verified", "cloud", "refine", "threshold"])
 @pytest.mark.parametrize("is_mute", [True, False], ids=["mute", "away"])
 def test_whoever_leaves_while_the_cloud_is_silent_gives_the_place_back(
-    world: World, mode: str, is_mute: bool
+    near: World, mode: str, is_mute: bool
 ) -> None:
+    world = near
     limits = replace(LIMITS, resume_seconds=60.0, verdict_seconds=60.0, connect_seconds=0.5)
     settings = EngineSettings(placement=2, mode=mode, exits=() if mode == "verified" else None,
                               most_active=2, most_waiting=2)  # fmt: skip
@@ -315,7 +328,7 @@ def test_a_long_prompt_ends_where_nobody_wants_it(world: World, mode: str) -> No
                        ("refine", "f32"), ("standalone", "f32")],
 )  # fmt: skip
 def test_no_prompt_holds_everybody_up(
-    world: World, mode: str, wire: str, monkeypatch: pytest.MonkeyPatch
+    near: World, mode: str, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, most = [0], [0]
     plain = StageSession._run_chain
@@ -330,7 +343,7 @@ def test_no_prompt_holds_everybody_up(
             rows[0] = 0
 
     monkeypatch.setattr(StageSession, "_run_chain", counted)
-    edge = world.edge(mode, 2, shared=Shared(turn=Turn()), wire=wire)
+    edge = near.edge(mode, 2, shared=Shared(turn=Turn()), wire=wire)
     edge.answer(token_ids(1, 90), replace(MADE, mode=mode, threshold=1.0)).finish()
     assert 32 <= most[0] <= 80
 
