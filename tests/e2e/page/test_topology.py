@@ -49,6 +49,7 @@ def test_three_tiers_and_those_that_go(page: Page, script: Script) -> None:
     said = page.locator("#panel-topology svg").get_attribute("aria-label") or ""
     assert "Edge server: layers 16 to 20, away: nobody answers" in said
     assert "Cloud: layers 21 to 30, not known" in said
+    expect(page.locator("#server-state")).to_have_text("the edge server is away")
 
     script.cloud_ok = script.server_ok = True
     expect(away).to_have_count(0)

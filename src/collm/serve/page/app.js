@@ -252,8 +252,9 @@ class Page {
   #status(status, error) {
     this.panel.update(status, error);
     const cloud = status?.tiers?.filter((tier) => tier.role !== "device") ?? [];
-    const state = error ? (error.kind === "auth" ? "locked" : "away") : cloud.some((tier) => !tier.ok) ? "partly" : "well";
-    const words = { away: "not connected", locked: "wants a key", partly: "the cloud is away", well: "" }[state];
+    const gone = cloud.find((tier) => !tier.ok);
+    const state = error ? (error.kind === "auth" ? "locked" : "away") : gone ? "partly" : "well";
+    const words = { away: "not connected", locked: "wants a key", partly: `the ${gone?.role} is away`, well: "" }[state];
     byId("server").dataset.state = state;
     byId("server-name").textContent = status?.model ?? "No server";
     byId("server-state").textContent = words;
