@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,14 @@ names = {"__name__": "__main__"}
 for where, text in json.loads(sys.argv[1]):
     exec(compile(text, where, "exec"), names)
 """
+
+
+def _free_port() -> int:
+    """One that stays free until it is used: connections and other tests take theirs from above."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass(frozen=True)
@@ -134,8 +144,7 @@ class World:
 
     def _port(self, written: str) -> str:
         if written not in self._ports:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                self._ports[written] = probe.getsockname()[1]
+            self._ports[written] = _free_port()
         return str(self._ports[written])
 
     def _start(self, block: Block, line: str) -> None:

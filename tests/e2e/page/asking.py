@@ -9,6 +9,7 @@ SKY = "Why is the sky blue?"
 
 def ask(page: Page, text: str) -> None:
     page.get_by_label("Your question").fill(text)
+    expect(page.locator("#send")).to_be_enabled()  # the page is listening
     page.keyboard.press("Enter")
 
 

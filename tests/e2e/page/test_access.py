@@ -187,3 +187,22 @@ def test_where_the_browser_keeps_nothing_the_page_still_answers(
     expect(page.locator(".answer .text")).to_contain_text("Rayleigh")
     context.close()
     assert not errors
+
+
+def test_whoever_is_quicker_than_the_store_is_answered(
+    browser: Browser, server: tuple[str, Script], script: Script
+) -> None:
+    context = browser.new_context()
+    context.add_init_script(
+        "const plain = IDBObjectStore.prototype.getAll;"
+        "IDBObjectStore.prototype.getAll = function () {"
+        "  const late = {}, real = plain.apply(this, arguments);"
+        "  real.onsuccess = () => setTimeout(() => {"
+        "    late.result = real.result; late.onsuccess(); }, 700);"
+        "  return late; };"
+    )
+    page = context.new_page()
+    page.goto(server[0])
+    ask(page, SKY)
+    finished(page)
+    context.close()

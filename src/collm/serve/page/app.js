@@ -56,9 +56,10 @@ class Page {
     };
     this.#buttons();
     this.poll.watch((status, error) => this.#status(status, error));
+    this.started = this.#start();
   }
 
-  async start() {
+  async #start() {
     if (!this.store.lasting) notice("This browser does not keep conversations for this page: export what you want to keep.");
     await this.#refreshList();
     window.addEventListener("hashchange", () => this.#openHash());
@@ -140,7 +141,8 @@ class Page {
 
   // ------------------------------------------------------------------------ answers
 
-  send(text, modes, compare) {
+  async send(text, modes, compare) {
+    await this.started; // whoever is quick asks before the first conversation is open
     const turn = this.conversation.ask(text, modes, compare);
     this.#addTurn(turn);
     this.#setLast();
@@ -343,4 +345,4 @@ class Page {
 }
 
 const page = new Page(await Store.open());
-await page.start();
+await page.started;
