@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ _HEADERS = [
 dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-class Answering(Response):
+class Answering(Response, ABC):
     """A response under way; its choices are started when it is sent."""
 
     def __init__(self, serving: Serving, choices: Sequence[Choice], since: float) -> None:
@@ -62,8 +63,9 @@ class Answering(Response):
         """What ends a stream that has begun."""
         return f"data: {dumps(told.body())}\n\n"
 
+    @abstractmethod
     async def _answer(self, live: Live, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Send all of it."""
 
     async def _begin(self, send: Send) -> None:
         if not self._is_begun:
@@ -91,9 +93,9 @@ class Whole(Answering):
                 left -= event is None
         await JSONResponse(self.whole())(scope, receive, send)
 
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """The body."""
-        raise NotImplementedError
 
 
 class Streamed(Answering):
@@ -119,10 +121,10 @@ class Streamed(Answering):
                 raise failure
         await self._send(send, self.end().encode(), last=True)
 
+    @abstractmethod
     def tell(self, choice: Choice, piece: Piece | None, parts: list[str]) -> None:
         """Add the events of a piece, or of the choice's end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> str:
         """The events after all others."""
-        raise NotImplementedError
